@@ -1,0 +1,48 @@
+# Every target does its own set-up: it needs Python >= 3.11 with venv, and make. Nothing is installed outside .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+# Used by the isolated environment that builds the package as well, hence a variable and not an option.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## the main job in about a minute: train, refactor, restore, train on, compare
+	@$(BIN)/python scripts/demo.py
+
+test: $(READY) ## all tests (ARGS="-k name" and so on are passed on to pytest)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+check: $(READY) ## lint, format and strict types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY) ## put the code into the form that check wants
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+wheel: $(READY) ## build dist/*.whl
+	@$(BIN)/python -m build --wheel
+	@ls dist/*.whl
+
+clean: ## remove all that make made
+	rm -rf $(VENV) build dist demo_out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find dist_restore scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python >= 3.11 is needed; make PYTHON=/path/to/python3.11 names one"; exit 1; }
+	@echo "Setting up $(VENV) with TensorFlow and the tools; that takes a minute or more, and happens once."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq -e '.[test,dev]'
+	@touch $@

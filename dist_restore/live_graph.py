@@ -1,0 +1,296 @@
+"""Live objects as a graph of nodes, so that `naming` can name them as it names a checkpoint's.
+
+Edges are those of the public `tf.train.TrackableView`, which are what `tf.train.Checkpoint` saves, and besides
+the plain lists, dicts and helper objects of Keras 3 layers, which it does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import keras
+import tensorflow as tf
+
+from dist_restore.errors import RestoreError, UnbuiltModelError
+from dist_restore.naming import LayerName, Leaf, Node
+from dist_restore.specs import Group
+
+# Keras' own bookkeeping (3.0 - 3.15): everything in it is reached by another, better edge.
+_KERAS_INTERNAL = frozenset(
+    "_tracker _tracked _layers _metrics _trainable_variables _non_trainable_variables _seed_generators _losses "
+    "_losses_override _loss_ids _operations _operations_by_depth _nodes _nodes_by_depth _inbound_nodes "
+    "_outbound_nodes _auto_config _call_context_args _call_has_context_arg call_signature_parameters "
+    "_compile_metrics _compile_loss _loss_tracker _distribute_strategy _parent_path _build_shapes_dict "
+    "_saved_model_inputs_spec _saved_model_arg_spec _unconditional_checkpoint_dependencies _nested_inputs "
+    "_nested_outputs inputs outputs _inputs _outputs _inputs_struct _outputs_struct".split()
+)
+_NO_STATE = (str, bytes, int, float, bool, type(None), tf.Tensor, tf.DType, tf.TensorShape)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveLeaf:
+    """A live variable and what the walk knows of it.
+
+    Attributes:
+      variable: the TensorFlow variable (a Keras variable's own one).
+      saved: whether `tf.train.Checkpoint` of the same root would save it.
+      transient: `seed` or `metric` for state that is remade rather than trained; else empty.
+      group: what it is part of.
+      keras_path: `variable.path` of a Keras variable; else the variable's name where it has scopes.
+      counted_path: whether the path holds a layer name that Keras made up from a counter.
+      shorter_paths: the path with the model's name without its counter, and without the model's name.
+      is_save_counter: the Checkpoint's own counter of saves.
+    """
+
+    variable: tf.Variable
+    saved: bool
+    transient: str
+    group: Group
+    keras_path: str
+    counted_path: bool
+    shorter_paths: tuple[str, ...]
+    is_save_counter: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveGraph:
+    """Nodes for `naming.name_graph`, the live variable at each node that has one, and whether the root has no name."""
+
+    nodes: tuple[Node, ...]
+    leaves: Mapping[int, LiveLeaf]
+    bare: bool
+
+
+def walk(root: object, strategy: tf.distribute.Strategy | None) -> LiveGraph:
+    """Walks everything below a Checkpoint, model, module or mapping. Called by all workers.
+
+    Raises:
+      UnbuiltModelError: a layer has no variables yet, or an optimizer cannot be built here.
+    """
+    if isinstance(root, tf.train.Checkpoint):
+        _ = root.save_counter  # creates it: it is saved and restored like any other state
+    _build_optimizers(root, strategy)
+    walker = _Walker()
+    walker.visit(root)
+    walker.refuse_unbuilt()
+    return walker.graph(root)
+
+
+class _Walker:
+    """Numbers objects by identity and records their edges, in the order in which they are found."""
+
+    def __init__(self) -> None:
+        self._objects: list[object] = []
+        self._numbers: dict[int, int] = {}
+        self._edges: list[list[tuple[str, int, bool]]] = []
+
+    def visit(self, root: object) -> None:
+        self._number(root)
+        cursor = 0
+        while cursor < len(self._objects):
+            for name, child, tracked in _children(self._objects[cursor]):
+                self._edges[cursor].append((name, self._number(child), tracked))
+            cursor += 1
+
+    def refuse_unbuilt(self) -> None:
+        unbuilt = [o for o in self._objects if isinstance(o, keras.Layer) and not o.built]
+        if unbuilt:
+            names = ", ".join(f"{o.name!r} ({type(o).__name__})" for o in unbuilt[:8])
+            raise UnbuiltModelError(
+                f"{len(unbuilt)} layer(s) are not built, so their variables do not exist yet and would be created "
+                f"with random values after the restore: {names}. Call the model on a batch (model(tf.zeros(shape))) "
+                "or model.build(shape) under strategy.scope() first; remove a layer that is never called.",
+                names=tuple(o.name for o in unbuilt),
+            )
+
+    def graph(self, root: object) -> LiveGraph:
+        facts = _Facts(self._objects, self._edges, root)
+        nodes = tuple(self._node(i, facts) for i in range(len(self._objects)))
+        leaves = {i: facts.leaf(i) for i, o in enumerate(self._objects) if _is_variable(o)}
+        return LiveGraph(nodes, leaves, bare=not isinstance(root, (tf.train.Checkpoint, Mapping)))
+
+    def _number(self, item: object) -> int:
+        item = _unwrap(item)
+        if id(item) not in self._numbers:
+            self._numbers[id(item)] = len(self._objects)
+            self._objects.append(item)  # holds the object, so that its id stays its own
+            self._edges.append([])
+        return self._numbers[id(item)]
+
+    def _node(self, index: int, facts: _Facts) -> Node:
+        item = self._objects[index]
+        edges = tuple((name, child) for name, child, _ in self._edges[index])
+        leaf = Leaf(f"live/{index}", facts.own_name(item)) if _is_variable(item) else None
+        layer = LayerName(item.name, _is_counted(item)) if isinstance(item, keras.Layer) else None
+        family = type(item).__name__.lower() if isinstance(item, keras.optimizers.Optimizer) else ""
+        return Node(edges, leaf, layer, family)
+
+
+class _Facts:
+    """What only the whole graph shows: who is saved, which group, which layer names are counters."""
+
+    def __init__(self, objects: list[object], edges: list[list[tuple[str, int, bool]]], root: object) -> None:
+        self._objects, self._edges = objects, edges
+        self._saved = self._reach([0], tracked_only=True)
+        modules = [i for i, o in enumerate(objects) if isinstance(o, (keras.Layer, tf.Module))]
+        optimizers = [i for i, o in enumerate(objects) if isinstance(o, keras.optimizers.Optimizer)]
+        self._model = self._reach(modules, stop=frozenset(optimizers))
+        self._optimizer = self._reach(optimizers)
+        self._seeds = self._below(keras.random.SeedGenerator)
+        self._metrics = self._below(keras.metrics.Metric)
+        self._paths = {id(_unwrap(v)): v.path for v in _keras_variables(objects)}
+        named = (keras.Layer, keras.random.SeedGenerator, keras.metrics.Metric)
+        self._counted = {o.name for o in objects if isinstance(o, named) and _is_counted(o)}
+        self._models = {o.name for o in objects if isinstance(o, keras.Model)}
+        counter = getattr(root, "save_counter", None) if isinstance(root, tf.train.Checkpoint) else None
+        self._save_counter = id(counter)
+
+    def leaf(self, index: int) -> LiveLeaf:
+        variable = self._objects[index]
+        path = self.own_name(variable)
+        return LiveLeaf(
+            variable=variable,
+            saved=index in self._saved,
+            transient="seed" if index in self._seeds else "metric" if index in self._metrics else "",
+            group=self._group(index),
+            keras_path=path if "/" in path else "",
+            counted_path=any(part in self._counted for part in self._layer_parts(path)),
+            shorter_paths=self._shorter(path),
+            is_save_counter=id(variable) == self._save_counter,
+        )
+
+    def own_name(self, variable: object) -> str:
+        return self._paths.get(id(variable)) or str(getattr(variable, "name", "")).partition(":")[0]
+
+    def _layer_parts(self, path: str) -> list[str]:
+        """The layers in a path: without the variable's own name, and without the model's."""
+        parts = path.split("/")[:-1]
+        return parts[1:] if len(parts) > 1 and parts[0] in self._models else parts
+
+    def _shorter(self, path: str) -> tuple[str, ...]:
+        first, _, rest = path.partition("/")
+        if first not in self._models or "/" not in rest:
+            return ()
+        return (f"{re.sub(r'_[0-9]+$', '', first)}/{rest}", rest)
+
+    def _group(self, index: int) -> Group:
+        if index in self._model:
+            return Group.MODEL
+        return Group.OPTIMIZER if index in self._optimizer else Group.OTHER
+
+    def _below(self, kind: type) -> frozenset[int]:
+        return self._reach([i for i, o in enumerate(self._objects) if isinstance(o, kind)])
+
+    def _reach(
+        self, starts: Iterable[int], *, tracked_only: bool = False, stop: frozenset[int] = frozenset()
+    ) -> frozenset[int]:
+        seen = set(starts) - stop
+        stack = list(seen)
+        while stack:
+            for _, child, tracked in self._edges[stack.pop()]:
+                if child not in seen and child not in stop and (tracked or not tracked_only):
+                    seen.add(child)
+                    stack.append(child)
+        return frozenset(seen)
+
+
+def _children(item: object) -> Iterator[tuple[str, object, bool]]:
+    """(name, child, whether TF tracks the edge) of one object."""
+    if _is_variable(item):
+        return
+    tracked = dict(_tracked_children(item))
+    for name, child in tracked.items():
+        yield name, child, True
+    for name, child in _plain_children(item):
+        if name not in tracked:
+            # Items of a container are saved where the container is; what Keras keeps by itself is not.
+            yield name, child, isinstance(item, (Mapping, list, tuple))
+
+
+def _tracked_children(item: object) -> Iterator[tuple[str, object]]:
+    if type(item).__name__ == "ShardedVariable":
+        raise RestoreError("A ShardedVariable (ParameterServerStrategy) cannot be restored by this version.")
+    if isinstance(item, Mapping) or not hasattr(item, "_trackable_children"):
+        return
+    yield from tf.train.TrackableView.children(item).items()
+
+
+def _plain_children(item: object) -> Iterator[tuple[str, object]]:
+    """What Keras 3 keeps where TF does not look; and the items of plain containers."""
+    if isinstance(item, Mapping):
+        yield from ((str(k), v) for k, v in item.items() if _holds_state(v))
+    elif isinstance(item, (list, tuple, set, frozenset)):
+        yield from ((str(i), v) for i, v in enumerate(item) if _holds_state(v))
+    elif isinstance(item, (keras.Layer, keras.metrics.Metric, keras.random.SeedGenerator)):
+        for name, value in vars(item).items():
+            if name not in _KERAS_INTERNAL and not name.startswith("_self_") and _holds_state(value):
+                yield name, value
+
+
+def _holds_state(value: object, depth: int = 0) -> bool:
+    """Whether a value is, or a plain container holds, something that can have variables."""
+    if isinstance(value, _NO_STATE) or depth > 8:
+        return False
+    if isinstance(value, Mapping):
+        return any(_holds_state(v, depth + 1) for v in value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(_holds_state(v, depth + 1) for v in value)
+    return isinstance(
+        value,
+        (
+            keras.Layer,
+            keras.Variable,
+            keras.metrics.Metric,
+            keras.random.SeedGenerator,
+            keras.optimizers.Optimizer,
+            tf.Module,
+            tf.Variable,
+            tf.train.Checkpoint,
+        ),
+    )
+
+
+def _is_variable(item: object) -> bool:
+    return isinstance(item, tf.Variable)
+
+
+def _unwrap(item: object) -> object:
+    """A Keras variable's TensorFlow variable; everything else as it is."""
+    return item.value if isinstance(item, keras.Variable) else item
+
+
+def _is_counted(item: keras.Layer | keras.random.SeedGenerator | keras.metrics.Metric) -> bool:
+    """Whether Keras made an object's name up: its class name in snake case, and a counter."""
+    name = re.sub(r"\W+", "", type(item).__name__)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+    return re.fullmatch(rf"{re.escape(name)}(_\d+)?", item.name) is not None
+
+
+def _keras_variables(objects: Iterable[object]) -> Iterator[keras.Variable]:
+    for item in objects:
+        if isinstance(item, (keras.Layer, keras.optimizers.Optimizer, keras.metrics.Metric)):
+            yield from item.variables
+
+
+def _build_optimizers(root: object, strategy: tf.distribute.Strategy | None) -> None:
+    """Builds unbuilt Keras 3 optimizers beside their model, so that their slots exist before planning."""
+    beside = [child for _, child, _ in _children(root)]
+    unbuilt = [o for o in beside if isinstance(o, keras.optimizers.Optimizer) and not o.built]
+    models = [m for m in beside if isinstance(m, keras.Layer)]
+    if not unbuilt:
+        return
+    variables = models[0].trainable_variables if len(models) == 1 else []
+    if not variables:
+        raise UnbuiltModelError(
+            f"The optimizer {unbuilt[0].name!r} has no slots yet, and there are {len(models)} models beside it, so it "
+            "is not clear for which variables to build it. Call optimizer.build(model.trainable_variables) under "
+            "strategy.scope() first.",
+            names=(unbuilt[0].name,),
+        )
+    owner = strategy or getattr(variables[0].value, "distribute_strategy", None) or tf.distribute.get_strategy()
+    with owner.scope():
+        for optimizer in unbuilt:
+            optimizer.build(variables)

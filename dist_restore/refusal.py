@@ -1,0 +1,77 @@
+"""From a plan's problems to the one named error that lists them all. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dist_restore.entries import PlanEntry, Problem
+from dist_restore.errors import (
+    AmbiguousMatchError,
+    DtypeMismatchError,
+    RestoreError,
+    ShapeMismatchError,
+    UnmatchedError,
+)
+from dist_restore.plan import RestorePlan
+from dist_restore.tables import escape_text
+
+_ERRORS: tuple[tuple[Problem, type[RestoreError], str], ...] = (
+    (Problem.SHAPE, ShapeMismatchError, "have a source of another shape"),
+    (Problem.DTYPE, DtypeMismatchError, "have a source of another dtype"),
+    (Problem.AMBIGUOUS, AmbiguousMatchError, "are ambiguous"),
+    (Problem.UNMATCHED, UnmatchedError, "have no source"),
+)
+# Lines per kind of problem; the plan has them all.
+MAX_LISTED = 20
+MAX_SUGGESTED = 40
+
+
+def refuse_problems(plan: RestorePlan) -> None:
+    """Raises for a plan that `restore()` may not carry out; all problems are in the message.
+
+    Raises:
+      ShapeMismatchError, DtypeMismatchError, AmbiguousMatchError, UnmatchedError: the first kind, in this
+        order, that occurs.
+    """
+    kinds = [(p, error, text) for p, error, text in _ERRORS if any(e.problem is p for e in plan.problems)]
+    if not kinds:
+        return _refuse_empty(plan)
+    parts = [_section([e for e in plan.problems if e.problem is p], text) for p, _, text in kinds]
+    parts.append(_advice(plan))
+    names = tuple(e.target for e in plan.problems)
+    raise kinds[0][1]("Nothing was changed. " + "\n".join(parts), names=names)
+
+
+def _refuse_empty(plan: RestorePlan) -> None:
+    """A restore that fills nothing is an error, whatever was allowed; a counter of saves alone is nothing."""
+    if any(e.filled and e.target != "save_counter" for e in plan.entries):
+        return
+    sources = ", ".join(repr(u.name) for u in plan.unused[:5])
+    targets = ", ".join(repr(e.target) for e in plan.entries[:5])
+    raise UnmatchedError(
+        f"The restore from {plan.checkpoint!r} would fill nothing. The program has {len(plan.entries)} variables "
+        f"({targets}, ...) and the checkpoint {len(plan.unused)} other tensors ({sources}, ...). Check that the "
+        "checkpoint is of this model, or write rules that map the names."
+    )
+
+
+def _section(entries: Sequence[PlanEntry], text: str) -> str:
+    lines = [f"{len(entries)} variable(s) {text}:"]
+    lines += [_line(e) for e in entries[:MAX_LISTED]]
+    if len(entries) > MAX_LISTED:
+        lines.append(f"  ... and {len(entries) - MAX_LISTED} more; restorer.plan(path).summary() lists them all")
+    return "\n".join(lines)
+
+
+def _line(entry: PlanEntry) -> str:
+    near = ", ".join(escape_text(c) for c in entry.candidates[:3])
+    tail = f" Candidates: {near}." if near else ""
+    return f"  {escape_text(entry.target)} {entry.spec}: {escape_text(entry.reason)}{tail}"
+
+
+def _advice(plan: RestorePlan) -> str:
+    rules = plan.suggestions.splitlines()
+    more = "\n  ... (all in plan.suggestions)" if len(rules) > MAX_SUGGESTED else ""
+    text = "\n".join(f"  {escape_text(line)}" for line in rules[:MAX_SUGGESTED])
+    keep = 'To let what nothing fills keep its present value, write keep rules or pass unmatched="keep".'
+    return f"Rules that would fix it, for your rule file:\n{text}{more}\n{keep}" if rules else keep

@@ -1,0 +1,78 @@
+"""A report as TensorBoard summaries. The only part of the report that imports TensorFlow.
+
+Called by the chief alone: every worker has the same report, and event files of several would show it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from dist_restore.entries import Coverage, Status, Tally
+from dist_restore.report import markdown
+from dist_restore.report.report import RestoreReport
+
+# TensorBoard holds text summaries in memory and sends them whole: beyond this the JSON belongs in a file.
+MAX_JSON_BYTES = 1_000_000
+
+
+def write(report: RestoreReport, log_dir: str, step: int = 0) -> None:
+    """Writes one event file with the report's scalars and texts. Called by the chief.
+
+    Args:
+      report: what is written.
+      log_dir: TensorBoard directory; made if it does not exist.
+      step: the step that the summaries have.
+    """
+    writer = tf.summary.create_file_writer(log_dir, filename_suffix=".dist_restore")
+    try:
+        # A caller's name scope would become part of the tags, and a caller may have switched summaries off.
+        with tf.name_scope(""), writer.as_default(step), tf.summary.record_if(True):
+            _write_all(report)
+    finally:
+        writer.close()
+
+
+def _write_all(report: RestoreReport) -> None:
+    for tag, value in scalars(report):
+        tf.summary.scalar(f"restore/{tag}", value)
+    for tag, text in texts(report):
+        tf.summary.text(f"restore/{tag}", text)
+
+
+def scalars(report: RestoreReport) -> Iterator[tuple[str, float]]:
+    """`(tag, value)` of all scalars: coverage as fractions, counts by status, seconds by phase, bytes read."""
+    yield from _coverage(report.coverage)
+    for status in Status:
+        yield f"count/{status.value}", float(report.coverage.total(status=status).variables)
+    yield from ((f"seconds/{phase}", taken) for phase, taken in report.seconds.items())
+    yield "bytes_read", float(sum(report.bytes_read))
+
+
+def texts(report: RestoreReport) -> Iterator[tuple[str, str]]:
+    """`(tag, Markdown)` of all texts; the JSON only if it is small."""
+    yield "summary", markdown.block(report.summary())
+    yield "coverage_table", markdown.coverage(report.coverage)
+    yield "mapping", markdown.mapping(report.plan)
+    yield "unused", markdown.unused(report.plan)
+    json = report.to_json()
+    if len(json) < MAX_JSON_BYTES:
+        # Four blanks make it a code block for people, and leave it JSON for programs.
+        yield "report_json", f"    {json}"
+
+
+def _coverage(coverage: Coverage) -> Iterator[tuple[str, float]]:
+    yield from _fractions("coverage", coverage.filled(), coverage.total())
+    for group in coverage.groups:
+        yield from _fractions(f"coverage/{group.value}", coverage.filled(group=group), coverage.total(group=group))
+
+
+def _fractions(prefix: str, filled: Tally, total: Tally) -> Iterator[tuple[str, float]]:
+    yield f"{prefix}/variables", _fraction(filled.variables, total.variables)
+    yield f"{prefix}/elements", _fraction(filled.elements, total.elements)
+    yield f"{prefix}/bytes", _fraction(filled.bytes, total.bytes)
+
+
+def _fraction(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0

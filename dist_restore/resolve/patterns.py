@@ -1,0 +1,223 @@
+"""Names with captures: `model/encoder/layer_{i}/{rest}`, and what fills them in.
+
+`{i}`, a single letter, captures digits inside a segment; `{rest}` captures one or more whole segments;
+`{anything}` else captures inside one segment. The filled-in side may compute with a digit capture: `{i+1}`.
+User regexes and our own patterns both run in RE2, which takes linear time whatever the name or the pattern.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import re2
+
+from dist_restore.errors import RuleError
+
+# Longer patterns than any real rule; RE2 compiles in time and memory proportional to them.
+MAX_PATTERN = 2000
+_PLACE = re.compile(r"\{([^{}]*)\}")
+_EXPRESSION = re.compile(r"[A-Za-z_]\w*|\d+|//|[+*-]|\s+|.")
+_BARE = re.compile(r"[A-Za-z_]\w*\Z")
+_REFERENCE = re.compile(r"\\g<(\w+)>|\\(\d+)|\\(.)", re.DOTALL)
+
+Captures = Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pattern:
+    """A compiled name pattern.
+
+    Attributes:
+      text: as the rule has it.
+      regex: whether `text` is a regular expression.
+      prefix: what every matching name begins with; a cheap first test.
+      places: the expressions between braces, in order.
+    """
+
+    text: str
+    regex: bool
+    prefix: str
+    places: tuple[str, ...]
+    compiled: re2._Regexp
+
+    @property
+    def literal(self) -> bool:
+        """Whether the pattern is just a name."""
+        return not self.regex and not self.places
+
+    @property
+    def bare(self) -> frozenset[str]:
+        """The captures that stand alone, so that matching the pattern gives their values."""
+        return frozenset(p for p in self.places if _BARE.match(p))
+
+    @property
+    def computed(self) -> bool:
+        """Whether some place holds arithmetic, so that the pattern can be filled in but not matched."""
+        return len(self.bare) != len(set(self.places))
+
+    def match(self, name: str) -> Captures | None:
+        """The captures if the whole name matches, else None."""
+        if not name.startswith(self.prefix):
+            return None
+        try:
+            found = self.compiled.fullmatch(name)
+        except UnicodeEncodeError:  # a name of bytes that are no UTF-8: only a literal rule can mean it
+            return None
+        if found is None:
+            return None
+        numbered = {str(i + 1): value or "" for i, value in enumerate(found.groups())}
+        captures = {**numbered, **{k: v or "" for k, v in found.groupdict().items()}}
+        repeats = len(self.places) != len(self.bare)
+        return None if repeats and self.fill(captures) != name else captures
+
+    def fill(self, captures: Captures) -> str | None:
+        """The name with captures filled in; None when arithmetic leaves the natural numbers."""
+        if self.regex:
+            return _expand(self.text, captures)
+        parts = []
+        for piece, place in _pieces(self.text):
+            value = piece if place is None else _value(place, captures, self.text)
+            if value is None:
+                return None
+            parts.append(value)
+        return "".join(parts)
+
+
+def compile_pattern(text: str, *, regex: bool = False) -> Pattern:
+    """Compiles one `from`, `to`, `keep` or `drop`.
+
+    Raises:
+      RuleError: an unclosed brace, an expression or a regex that cannot be read, or text of absurd length.
+    """
+    if not text or len(text) > MAX_PATTERN:
+        raise RuleError(f"A name pattern must have 1 to {MAX_PATTERN} characters; this one has {len(text)}.")
+    if regex:
+        return Pattern(text, True, "", (), _compile(text, text))
+    places = tuple(place for _, place in _pieces(text) if place is not None)
+    prefix = next(piece for piece, _ in _pieces(text))
+    return Pattern(text, False, prefix, places, _compile(_to_regex(text), text))
+
+
+def compile_template(text: str, *, regex: bool = False) -> Pattern:
+    """Compiles a side that is only filled in: with `regex`, `\\1` and `\\g<name>` stand for the groups."""
+    if not regex:
+        return compile_pattern(text)
+    return Pattern(text, True, "", (), _compile("", text))
+
+
+def _pieces(text: str) -> list[tuple[str, str | None]]:
+    """Splits into (literal, None) and ("", place) pieces; the first piece is always a literal."""
+    pieces: list[tuple[str, str | None]] = []
+    cursor = 0
+    for place in _PLACE.finditer(text):
+        pieces += [(_literal(text[cursor : place.start()], text), None), ("", place.group(1).strip())]
+        cursor = place.end()
+    return [*pieces, (_literal(text[cursor:], text), None)]
+
+
+def _literal(piece: str, text: str) -> str:
+    if "{" in piece or "}" in piece:
+        raise RuleError(f"{text[:200]!r} has an unpaired brace. Captures look like {{i}}, {{name}} or {{rest}}.")
+    return piece
+
+
+def _to_regex(text: str) -> str:
+    parts, seen = [], set[str]()
+    for piece, place in _pieces(text):
+        if place is None:
+            parts.append(re2.escape(piece))
+        elif _BARE.match(place) and place not in seen:
+            seen.add(place)
+            parts.append(f"(?P<{place}>{_capture_class(place)})")
+        else:
+            parts.append(f"(?:{_capture_class(place)})")
+    return "".join(parts)
+
+
+def _capture_class(place: str) -> str:
+    if place == "rest":
+        return "(?s:.+)"
+    return r"[0-9]+" if len(place) == 1 or not _BARE.match(place) else "[^/]+"
+
+
+def _compile(expression: str, text: str) -> re2._Regexp:
+    options = re2.Options()
+    options.max_mem = 8 << 20
+    options.log_errors = False
+    try:
+        return re2.compile(expression, options)
+    except re2.error as error:
+        raise RuleError(
+            f"The pattern {text[:200]!r} cannot be read: {_why(error)}. Regexes run in RE2, which takes linear time "
+            "and has no look-around and no back-references."
+        ) from error
+
+
+def _why(error: Exception) -> str:
+    reason = error.args[0] if error.args else error
+    return reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+
+
+def _expand(template: str, captures: Captures) -> str:
+    def replace(found: re.Match[str]) -> str:
+        key = found.group(1) or found.group(2)
+        if key is None:
+            return found.group(3)
+        if key not in captures:
+            raise RuleError(f"{template[:200]!r} refers to the group {key!r}, which the `from` regex does not have.")
+        return captures[key]
+
+    return _REFERENCE.sub(replace, template)
+
+
+def _value(place: str, captures: Captures, text: str) -> str | None:
+    if place in captures:
+        return captures[place]
+    number = _Arithmetic(place, captures, text).result()
+    return None if number is None or number < 0 else str(number)
+
+
+class _Arithmetic:
+    """Evaluates `i+1`, `i//2`, `4*i+j`: integers, captures, + - * // with their usual precedence."""
+
+    def __init__(self, expression: str, captures: Captures, text: str) -> None:
+        self._expression, self._captures, self._text = expression, captures, text
+        self._tokens = [t for t in _EXPRESSION.findall(expression) if not t.isspace()]
+
+    def result(self) -> int | None:
+        value = self._sum()
+        if self._tokens:
+            self._refuse(f"unexpected {self._tokens[0]!r}")
+        # An index beyond this is no index; it also bounds the cost of hostile arithmetic.
+        return value if abs(value) < 10**9 else None
+
+    def _sum(self) -> int:
+        value = self._product()
+        while self._tokens and self._tokens[0] in "+-":
+            value = value + self._product() if self._tokens.pop(0) == "+" else value - self._product()
+        return value
+
+    def _product(self) -> int:
+        value = self._factor()
+        while self._tokens and self._tokens[0] in ("*", "//"):
+            operator, factor = self._tokens.pop(0), self._factor()
+            if operator == "//" and factor == 0:
+                self._refuse("division by zero")
+            value = value * factor if operator == "*" else value // factor
+            value = max(min(value, 10**12), -(10**12))
+        return value
+
+    def _factor(self) -> int:
+        token = self._tokens.pop(0) if self._tokens else ""
+        digits = self._captures.get(token, token)
+        if not digits.isascii() or not digits.isdigit() or len(digits) > 9:
+            self._refuse(f"{token!r} is no digit capture and no number")
+        return int(digits)
+
+    def _refuse(self, why: str) -> None:
+        raise RuleError(
+            f"{{{self._expression}}} in {self._text[:200]!r} cannot be computed: {why}. "
+            "Index arithmetic is + - * // over {i}-style captures and integers."
+        )

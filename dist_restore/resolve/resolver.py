@@ -1,0 +1,214 @@
+"""Two indexes and the rules -> a plan. Pure: a function of its arguments alone, run by the chief only.
+
+The order of evidence: rules; equal semantic names; root alignment; positions that nothing contradicts; and for
+slots the decision for their owner. What is left is reported with its nearest candidates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from dist_restore.entries import PlanEntry, Problem, Status, Unused
+from dist_restore.errors import RuleError
+from dist_restore.plan import RestorePlan
+from dist_restore.resolve.apply_rules import Assignment, Decisions, apply_rules
+from dist_restore.resolve.build import Choice, build_entry, unfilled
+from dist_restore.resolve.matching import Conflict, Match, Outcome, match_names
+from dist_restore.resolve.names import NameTable
+from dist_restore.resolve.nearest import quote
+from dist_restore.resolve.positions import match_positions
+from dist_restore.resolve.rules import RuleSet
+from dist_restore.resolve.slots import Owner, SlotResolver
+from dist_restore.resolve.suggest import Suggester
+from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable, TensorSpec
+from dist_restore.transforms import source_boxes
+
+# Below this share of a tensor only that part is read, and no checksum covers it (design, section 7).
+UNCHECKED_SHARE = 0.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """What the caller allows.
+
+    Attributes:
+      keep_unmatched: whether a target that nothing fills may keep its value.
+      verify_slices: whether tensors of which little is needed are read whole, to be checked.
+    """
+
+    keep_unmatched: bool = False
+    verify_slices: bool = False
+
+
+def resolve(sources: CheckpointIndex, targets: TargetIndex, rules: RuleSet, options: Options) -> RestorePlan:
+    """Makes the plan.
+
+    Raises:
+      RuleError: a rule that matches nothing, contradicts another, or has ops that cannot apply.
+    """
+    return _Resolution(sources, targets, rules, options).run()
+
+
+class _Resolution:
+    """The state of one resolution: decisions, choices per owner, entries."""
+
+    def __init__(self, sources: CheckpointIndex, targets: TargetIndex, rules: RuleSet, options: Options) -> None:
+        self._sources, self._targets, self._rules, self._options = sources, targets, rules, options
+        self._decisions = Decisions()
+        self._suggester = Suggester(sources)
+
+    def run(self) -> RestorePlan:
+        source_table = NameTable(self._sources.tensors, "the checkpoint")
+        target_table = NameTable(self._targets.variables, "the model")
+        self._decisions = apply_rules(self._rules, source_table, target_table)
+        owners = self._owners()
+        entries = [owner.entry for owner in owners.values()]
+        entries += self._slots(owners)
+        entries = [self._allow_keep(e) for e in entries]
+        return self._plan(entries)
+
+    def _owners(self) -> dict[str, Owner]:
+        """Entries of everything that is no slot."""
+        owned = [v for v in self._targets.variables if v.slot is None]
+        outcomes = self._match(owned)
+        return {v.name: self._owner(v, outcomes.get(v.name)) for v in owned}
+
+    def _match(self, owned: list[TargetVariable]) -> Mapping[str, Outcome]:
+        open_targets = [v for v in owned if self._decisions.decided(v.name) is None]
+        taken = self._decisions.used.keys() | self._decisions.dropped.keys()
+        free = [t for t in self._sources.tensors if t.slot is None and t.name not in taken]
+        settled = [(n, s.name) for n, a in self._decisions.assigned.items() for s in a.sources]
+        found = match_names(open_targets, free, settled)
+        unmatched = frozenset(v.name for v in open_targets if v.name not in found)
+        by_position = match_positions(self._targets, self._sources, self._with_rules(found), unmatched)
+        return {**found, **{n: o for n, o in by_position.items() if self._is_free(o)}}
+
+    def _with_rules(self, found: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
+        """What names and rules decided together: positions must agree with both."""
+        ruled = {n: Match(a.sources[0], "rule") for n, a in self._decisions.assigned.items() if len(a.sources) == 1}
+        return {**found, **ruled}
+
+    def _is_free(self, outcome: Outcome) -> bool:
+        tensor = outcome.source if isinstance(outcome, Match) else outcome.candidates[0]
+        return tensor.name not in self._decisions.used and tensor.name not in self._decisions.dropped
+
+    def _owner(self, variable: TargetVariable, outcome: Outcome | None) -> Owner:
+        assignment = self._decisions.assigned.get(variable.name)
+        if assignment is not None:
+            return self._filled(variable, self._ruled_choice(assignment))
+        rule = self._decisions.kept.get(variable.name)
+        if rule is not None:
+            where = self._rules.where(rule)
+            return Owner(unfilled(variable, Status.KEPT, "kept by a rule", evidence=where), None)
+        if isinstance(outcome, Match):
+            return self._filled(variable, Choice((outcome.source,), (), outcome.evidence))
+        return Owner(self._unfilled(variable, outcome), None)
+
+    def _filled(self, variable: TargetVariable, choice: Choice) -> Owner:
+        entry = build_entry(variable, choice)
+        return Owner(entry, choice if entry.filled else None)
+
+    def _ruled_choice(self, assignment: Assignment) -> Choice:
+        evidence = self._rules.where(assignment.rule)
+        return Choice(assignment.sources, assignment.ops, evidence, assignment.part, assignment.parts)
+
+    def _unfilled(self, variable: TargetVariable, outcome: Conflict | None) -> PlanEntry:
+        if outcome is not None:
+            names = tuple(t.name for t in outcome.candidates)
+            reason = f"{outcome.reason}."
+            return unfilled(
+                variable, Status.AMBIGUOUS, reason, problem=Problem.AMBIGUOUS, candidates=names[:8]
+            )
+        if variable.keep_reason:
+            return unfilled(variable, Status.KEPT, variable.keep_reason, evidence="not in any checkpoint")
+        return unfilled(variable, Status.UNMATCHED, self._why_unmatched(variable), problem=Problem.UNMATCHED)
+
+    def _why_unmatched(self, variable: TargetVariable) -> str:
+        rule = self._decisions.used.get(variable.name)
+        if rule is not None:
+            return f"the source of this name is used by {self._rules.where(rule)} for another target."
+        rule = self._decisions.dropped.get(variable.name)
+        if rule is not None:
+            return f"the source of this name is dropped by {self._rules.where(rule)}."
+        return "the checkpoint has no tensor of this name."
+
+    def _slots(self, owners: Mapping[str, Owner]) -> list[PlanEntry]:
+        resolver = SlotResolver(
+            self._sources, self._targets, self._slot_roles(), frozenset(self._decisions.dropped)
+        )
+        return [self._slot(v, owners, resolver) for v in self._targets.variables if v.slot is not None]
+
+    def _slot(self, variable: TargetVariable, owners: Mapping[str, Owner], resolver: SlotResolver) -> PlanEntry:
+        if self._decisions.decided(variable.name) is not None:
+            return self._owner(variable, None).entry
+        assert variable.slot is not None
+        owner = owners.get(variable.slot.owner)
+        if owner is None:
+            return unfilled(variable, Status.UNMATCHED, "its owner is not in the model.", problem=Problem.UNMATCHED)
+        return resolver.resolve(variable, owner)
+
+    def _slot_roles(self) -> tuple[tuple[str, str], ...]:
+        theirs = {role for o in self._sources.optimizers for role in o.roles}
+        ours = {role for o in self._targets.optimizers for role in o.roles}
+        for source, target in self._rules.slots:
+            if source not in theirs or target not in ours:
+                raise RuleError(
+                    f'[slots] {source} = "{target}" matched nothing. The checkpoint has the roles '
+                    f"{quote(sorted(theirs)) or 'none'}, the program {quote(sorted(ours)) or 'none'}."
+                )
+        return self._rules.slots
+
+    def _allow_keep(self, entry: PlanEntry) -> PlanEntry:
+        if not self._options.keep_unmatched or entry.problem is not Problem.UNMATCHED:
+            return entry
+        return dataclasses.replace(entry, status=Status.KEPT, evidence="unmatched=keep", problem=Problem.NONE)
+
+    def _plan(self, entries: Iterable[PlanEntry]) -> RestorePlan:
+        done = sorted(self._mark_unchecked(list(entries)), key=lambda e: e.target)
+        used = {name for e in done for name in e.sources}
+        done = tuple(self._suggester.with_candidates(done, used))
+        unused = tuple(self._unused(t) for t in self._sources.tensors if t.name not in used)
+        unused += tuple(Unused(name, reason) for name, reason in self._sources.ignored)
+        return RestorePlan(
+            checkpoint=self._sources.path,
+            checkpoint_fingerprint=self._sources.fingerprint,
+            target_fingerprint=self._targets.fingerprint,
+            entries=done,
+            unused=unused,
+            suggestions=self._suggester.text(done, self._targets, used),
+        )
+
+    def _mark_unchecked(self, entries: list[PlanEntry]) -> list[PlanEntry]:
+        partial = frozenset() if self._options.verify_slices else partially_read(entries)
+        return [
+            dataclasses.replace(e, unchecked=tuple(n for n in e.sources if n in partial)) if e.sources else e
+            for e in entries
+        ]
+
+    def _unused(self, tensor: SourceTensor) -> Unused:
+        rule = self._decisions.dropped.get(tensor.name)
+        if rule is not None:
+            return Unused(tensor.name, f"dropped by {self._rules.where(rule)}")
+        if tensor.name in self._decisions.missed:
+            rule, name = self._decisions.missed[tensor.name]
+            return Unused(tensor.name, f"{self._rules.where(rule)} maps it to {name}, which it cannot fill")
+        if tensor.slot is not None:
+            return Unused(tensor.name, f"slot {tensor.slot.role!r} of {tensor.slot.owner!r}, which no target has")
+        if tensor.tracker_only:
+            return Unused(tensor.name, "the checkpoint's own counter of saves")
+        return Unused(tensor.name, "no variable of the model has this name")
+
+
+def partially_read(entries: Iterable[PlanEntry]) -> frozenset[str]:
+    """Source names of which less than half is needed by all entries together."""
+    needed: dict[str, int] = {}
+    specs: dict[str, TensorSpec] = {}
+    for entry in entries:
+        if entry.filled:
+            for name, spec, box in zip(
+                entry.sources, entry.source_specs, source_boxes(entry.ops, entry.source_specs), strict=True
+            ):
+                specs[name] = spec
+                needed[name] = needed.get(name, 0) + (box.elements if box is not None else 0)
+    return frozenset(n for n, count in needed.items() if count < UNCHECKED_SHARE * specs[n].elements)

@@ -1,0 +1,155 @@
+"""Optimizer slots follow their owners: same sources, same ops, by (role, owner) and never by an index."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from dist_restore.entries import PlanEntry, Problem, Status
+from dist_restore.resolve.build import Choice, build_entry, unfilled
+from dist_restore.resolve.nearest import quote
+from dist_restore.slot_roles import degree_of, same_meaning
+from dist_restore.specs import CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
+from dist_restore.transforms import Op, Scale, for_slot
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Owner:
+    """What was decided for the owner of slots.
+
+    Attributes:
+      entry: its plan entry.
+      choice: its sources and unbound ops; None when nothing fills it.
+    """
+
+    entry: PlanEntry
+    choice: Choice | None
+
+
+class SlotResolver:
+    """Finds the sources of slots; one object per resolution."""
+
+    def __init__(
+        self, sources: CheckpointIndex, targets: TargetIndex, roles: Iterable[tuple[str, str]], dropped: frozenset[str]
+    ) -> None:
+        """Prepares the tables.
+
+        Args:
+          sources: the checkpoint's index.
+          targets: the program's index.
+          roles: `[slots]` of the rules: (role in the checkpoint, role in the program).
+          dropped: source names that rules dropped.
+        """
+        self._table: dict[tuple[str, str, str], SourceTensor] = {}
+        self._of_owner: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+        for tensor in sources.tensors:
+            if tensor.slot is not None and tensor.name not in dropped:
+                slot = tensor.slot
+                self._table[slot.optimizer, slot.role, slot.owner] = tensor
+                self._of_owner[slot.role, slot.owner].add(slot.optimizer)
+        self._theirs = {o.name: o for o in sources.optimizers if o.roles}
+        self._ours = {o.name: o for o in targets.optimizers if o.roles}
+        self._roles = {ours: theirs for theirs, ours in roles}
+
+    def resolve(self, target: TargetVariable, owner: Owner) -> PlanEntry:
+        """The entry of one slot, given what was decided for its owner."""
+        slot = target.slot
+        assert slot is not None
+        if owner.choice is None:
+            return self._follow_unfilled(target, owner.entry)
+        role = self._roles.get(slot.role, slot.role)
+        optimizer = self._pair(slot.optimizer, role, owner.choice.sources)
+        if isinstance(optimizer, str):
+            return self._unmatched(target, optimizer)
+        refusal = self._refuse_meaning(slot.optimizer, slot.role, optimizer)
+        if refusal:
+            return self._unmatched(target, refusal)
+        found = [self._table.get((optimizer.name, role, s.name)) for s in owner.choice.sources]
+        tensors = tuple(t for t in found if t is not None)
+        if len(tensors) < len(found):
+            missing = owner.choice.sources[found.index(None)].name
+            return self._unmatched(target, f"the checkpoint has no slot {role!r} of {missing!r}")
+        return self._build(target, owner.choice, tensors, optimizer.family)
+
+    def _follow_unfilled(self, target: TargetVariable, entry: PlanEntry) -> PlanEntry:
+        reason = f"its owner {entry.target!r} is {entry.status.value}"
+        if entry.status is Status.KEPT:
+            return unfilled(target, Status.KEPT, f"{reason}, and slots follow their owners", evidence=entry.evidence)
+        problem = Problem.AMBIGUOUS if entry.status is Status.AMBIGUOUS else Problem.UNMATCHED
+        return unfilled(target, entry.status, reason, evidence=entry.evidence, problem=problem)
+
+    def _pair(self, ours: str, role: str, sources: tuple[SourceTensor, ...]) -> OptimizerInfo | str:
+        """The checkpoint's optimizer that belongs to one of the program's, or why there is none."""
+        if not self._theirs:
+            return "the checkpoint holds no optimizer slots"
+        if ours in self._theirs:
+            return self._theirs[ours]
+        holders = set.intersection(*(self._of_owner.get((role, s.name), set()) for s in sources))
+        if len(holders) == 1:
+            return self._theirs[holders.pop()]
+        if len(self._theirs) == 1 and len(self._ours) == 1:
+            return next(iter(self._theirs.values()))
+        return f"the checkpoint holds the optimizers {quote(sorted(self._theirs))}, and none is called {ours!r}"
+
+    def _refuse_meaning(self, ours: str, role: str, theirs: OptimizerInfo) -> str:
+        """Why a role may not be taken over between two optimizer classes; empty when it may."""
+        mine = self._ours[ours]
+        if role in self._roles or self._same_class(mine, theirs):
+            return ""
+        found = theirs.family or f"unknown (named {theirs.label!r})"
+        return (
+            f"the optimizer's class changed from {found} to {mine.family or 'unknown'}, and {role!r} need not mean the "
+            f"same in both (the checkpoint's roles are {', '.join(theirs.roles)}). If it does, say so in the rules: "
+            f'[slots] {theirs.roles[0] if role not in theirs.roles else role} = "{role}"'
+        )
+
+    @staticmethod
+    def _same_class(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:
+        if theirs.family and ours.family:
+            return same_meaning(theirs.family, ours.family)
+        # A name that somebody chose hides the class; equal name and equal roles are the next best evidence.
+        return bool(ours.label) and ours.label == theirs.label and set(ours.roles) <= set(theirs.roles)
+
+    def _build(
+        self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...], family: str
+    ) -> PlanEntry:
+        slot = target.slot
+        assert slot is not None
+        if any(t.spec.shape != s.spec.shape for t, s in zip(tensors, owner.sources, strict=True)):
+            return self._build_odd_shaped(target, owner, tensors)
+        ops = self._slot_ops(owner.ops, slot.role, family)
+        if ops is None:
+            return self._unmatched(target, f"it is not known how {slot.role!r} changes when its owner is scaled")
+        evidence = f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"
+        return build_entry(target, dataclasses.replace(owner, sources=tensors, ops=ops, evidence=evidence))
+
+    def _build_odd_shaped(
+        self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...]
+    ) -> PlanEntry:
+        """Slots of another shape than their owner (Adafactor's rows and columns) follow a rename only."""
+        slot = target.slot
+        assert slot is not None
+        if owner.ops:
+            return self._unmatched(target, f"{slot.role!r} has another shape than its owner, so ops cannot follow")
+        return build_entry(target, Choice(tensors, (), f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"))
+
+    @staticmethod
+    def _slot_ops(ops: tuple[Op, ...], role: str, family: str) -> tuple[Op, ...] | None:
+        degree = degree_of(role, family)
+        if degree is None and any(isinstance(op, Scale) for op in ops):
+            return None
+        return for_slot(ops, 1 if degree is None else degree)
+
+    @staticmethod
+    def _unmatched(target: TargetVariable, reason: str) -> PlanEntry:
+        return unfilled(target, Status.UNMATCHED, f"{reason}.", problem=Problem.UNMATCHED)
+
+
+def slots_of(targets: TargetIndex) -> Mapping[str, list[TargetVariable]]:
+    """Owner name -> its slots."""
+    table: dict[str, list[TargetVariable]] = collections.defaultdict(list)
+    for variable in targets.variables:
+        if variable.slot is not None:
+            table[variable.slot.owner].append(variable)
+    return table

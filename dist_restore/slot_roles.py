@@ -1,0 +1,64 @@
+"""What optimizers call their slots, and which names mean the same.
+
+Knows the optimizers of Keras 3, and the slot names of tf_keras and TF1 where these differ. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Attribute names of Keras 3.15's optimizers that are no regular plural of the role.
+_ROLES = {
+    "_model_variables_moving_average": "average",
+    "adam_velocities": "velocity",
+    "m": "momentum",
+    "v": "velocity",
+    "vhat": "velocity_hat",
+}
+_FAMILIES = frozenset(
+    "adadelta adafactor adagrad adam adamax adamw ftrl lamb lion loss_scale_optimizer muon nadam rmsprop "
+    "schedule_free_adam_w sgd".split()
+)
+# The classes whose first and second moments are the same thing: running means of the gradient and of its
+# square. RMSprop's `velocity` is a second moment too, but its `momentum` holds steps, so it stays apart.
+_SAME_MOMENTS = frozenset({"adam", "adamw", "nadam"})
+# How a slot scales when its variable's gradient is scaled: 1 for a mean of gradients, 2 for one of squares,
+# -1 for an average of the variable itself (which scales with the variable).
+_DEGREES = {
+    "momentum": 1,
+    "velocity": 2,
+    "velocity_hat": 2,
+    "accumulator": 2,
+    "accumulated_grad": 2,
+    "accumulated_gradient": 1,
+    "average_gradient": 1,
+    "average": -1,
+}
+
+
+def role_of_edge(edge: str, family: str = "") -> str:
+    """The role that an optimizer's attribute holds: `_momentums` is `momentum`, `_velocities` is `velocity`."""
+    if edge in _ROLES and (edge.startswith("_") or len(edge) > 2 or family in _SAME_MOMENTS):
+        return _ROLES[edge]
+    name = edge.lstrip("_")
+    if name.endswith("ies"):
+        return name[:-3] + "y"
+    return name[:-1] if name.endswith("s") and len(name) > 2 else name
+
+
+def family_of(label: str) -> str:
+    """The optimizer class that an optimizer's own name gives away (`adam_1` is `adam`), or empty."""
+    base = re.sub(r"_\d+\Z", "", label.lower())
+    return base if base in _FAMILIES else ""
+
+
+def same_meaning(source: str, target: str) -> bool:
+    """Whether slots of equal role mean the same in two optimizer classes."""
+    return source == target or {source, target} <= _SAME_MOMENTS
+
+
+def degree_of(role: str, family: str) -> int | None:
+    """The power of the gradient that a slot holds, or None where it is not known."""
+    if family == "rmsprop" and role == "momentum":
+        return 0
+    return _DEGREES.get(role)

@@ -1,0 +1,1 @@
+"""Checkpoint formats, one file each, behind one contract (`base.Source`)."""

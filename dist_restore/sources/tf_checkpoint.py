@@ -1,0 +1,129 @@
+"""TensorFlow's own checkpoints: TF2 object-based ones and TF1 name-based ones.
+
+Names come from the object graph proto, never from key strings: with Keras 3 many of a model's own variables
+are stored under `optimizer/_trainable_variables/N`, because the shorter path wins. Bytes come from `bundle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from dist_restore.errors import CheckpointCorruptError
+from dist_restore.naming import Leaf, NamedLeaf, Node, name_graph
+from dist_restore.sources.bundle import Bundle
+from dist_restore.specs import Alias, AliasKind, Box, CheckpointIndex, OptimizerInfo, SourceTensor
+
+OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+ATTRIBUTE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+_VALUE = "VARIABLE_VALUE"
+_TRACKER_NAMES = frozenset({"save_counter"})
+
+
+class TfCheckpoint:
+    """A `Source` over one checkpoint prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        """Opens a prefix.
+
+        Raises:
+          CheckpointNotFoundError: the index or a data file is missing.
+          CheckpointCorruptError: the index or the object graph cannot be read.
+        """
+        self._bundle = Bundle.open(prefix)
+        try:
+            self._index = _build_index(prefix, self._bundle)
+        except BaseException:
+            self._bundle.close()
+            raise
+        self._keys = {t.name: t.key for t in self._index.tensors}
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the data files read so far."""
+        return self._bundle.bytes_read
+
+    def index(self) -> CheckpointIndex:
+        """Names, shapes and dtypes; parsed once, when the checkpoint was opened."""
+        return self._index
+
+    def read(self, name: str, box: Box | None = None) -> np.ndarray:
+        """See `Source.read`."""
+        return self._bundle.read(self._keys[name], box)
+
+    def check(self, name: str) -> int:
+        """See `Source.check`."""
+        return self._bundle.check(self._keys[name])
+
+    def close(self) -> None:
+        """Closes the data files."""
+        self._bundle.close()
+
+
+def _build_index(prefix: str, bundle: Bundle) -> CheckpointIndex:
+    if OBJECT_GRAPH_KEY not in bundle.entries:
+        tensors = tuple(_by_key(bundle, bundle.entries, AliasKind.SEMANTIC))
+        return CheckpointIndex(prefix, "tf1", _sorted(tensors))
+    leaves, optimizers, ignored = _read_graph(prefix, bundle)
+    tensors = tuple(_tensor(prefix, bundle, leaf) for leaf in leaves)
+    rest = bundle.entries.keys() - {t.key for t in tensors} - {OBJECT_GRAPH_KEY} - {k for k, _ in ignored}
+    tensors += tuple(_by_key(bundle, sorted(rest), AliasKind.POSITIONAL))
+    return CheckpointIndex(prefix, "tf2", _sorted(tensors), optimizers, tuple(sorted(ignored)))
+
+
+def _sorted(tensors: Iterable[SourceTensor]) -> tuple[SourceTensor, ...]:
+    return tuple(sorted(tensors, key=lambda t: t.name))
+
+
+def _by_key(bundle: Bundle, keys: Iterable[str], kind: AliasKind) -> Iterator[SourceTensor]:
+    for key in keys:
+        name = key.removesuffix(ATTRIBUTE_SUFFIX)
+        yield SourceTensor(name, bundle.entries[key].spec, name_kind=kind, key=key)
+
+
+def _tensor(prefix: str, bundle: Bundle, leaf: NamedLeaf) -> SourceTensor:
+    entry = bundle.entries.get(leaf.leaf.key)
+    if entry is None:
+        raise CheckpointCorruptError(
+            f"{prefix}: the object graph says that {leaf.name!r} is stored under the key {leaf.leaf.key!r}, and "
+            "the index has no such key. The index and the graph are of different saves; use another checkpoint.",
+            names=(leaf.name,),
+        )
+    tracker = leaf.name in _TRACKER_NAMES
+    key_alias = Alias(leaf.leaf.key, AliasKind.POSITIONAL)
+    aliases = leaf.aliases if any(a.name == key_alias.name for a in leaf.aliases) else (*leaf.aliases, key_alias)
+    return SourceTensor(leaf.name, entry.spec, aliases, leaf.kind, leaf.slot, leaf.leaf.key, tracker)
+
+
+def _read_graph(
+    prefix: str, bundle: Bundle
+) -> tuple[tuple[NamedLeaf, ...], tuple[OptimizerInfo, ...], list[tuple[str, str]]]:
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    try:
+        graph.ParseFromString(bundle.read_bytes_string(OBJECT_GRAPH_KEY))
+    except DecodeError as error:
+        raise CheckpointCorruptError(
+            f"{prefix}: the object graph ({OBJECT_GRAPH_KEY}) cannot be parsed: {error}. Use another checkpoint."
+        ) from error
+    nodes = [_node(proto) for proto in graph.nodes] or [Node()]
+    leaves, optimizers = name_graph(nodes)
+    return leaves, optimizers, list(_ignored(graph.nodes, bundle.entries))
+
+
+def _node(proto: trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject) -> Node:
+    leaf = next((Leaf(a.checkpoint_key, a.full_name) for a in proto.attributes if a.name == _VALUE), None)
+    slots = tuple((s.original_variable_node_id, s.slot_name, s.slot_variable_node_id) for s in proto.slot_variables)
+    return Node(tuple((c.local_name, c.node_id) for c in proto.children), leaf, slots=slots)
+
+
+def _ignored(
+    protos: Iterable[trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject],
+    entries: Mapping[str, object],
+) -> Iterator[tuple[str, str]]:
+    for proto in protos:
+        for attribute in proto.attributes:
+            if attribute.name != _VALUE and attribute.checkpoint_key in entries:
+                yield attribute.checkpoint_key, f"state of an object that is no variable ({attribute.name})"

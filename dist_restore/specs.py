@@ -1,0 +1,263 @@
+"""Frozen values that every room shares: what a tensor is, what it is called, whose slot it is.
+
+Knows shapes, dtypes and names. Knows neither TensorFlow nor files nor live objects, so that whatever is
+decided from these values can be tested in milliseconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import math
+
+# Bytes per element by TensorFlow's dtype names. Strings have no fixed size and count as 0 here; their bytes
+# are known only to the file.
+ITEM_SIZES: dict[str, int] = {
+    "bool": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "uint16": 2,
+    "int32": 4,
+    "uint32": 4,
+    "int64": 8,
+    "uint64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+    "float8_e5m2": 1,
+    "float8_e4m3fn": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e4m3b11fnuz": 1,
+    "float8_e5m2fnuz": 1,
+    "int4": 1,
+    "uint4": 1,
+    "qint8": 1,
+    "quint8": 1,
+    "qint32": 4,
+    "string": 0,
+}
+
+
+class Group(str, enum.Enum):
+    """What a variable is part of; coverage is counted by it."""
+
+    MODEL = "model"
+    OPTIMIZER = "optimizer"
+    OTHER = "other"
+
+
+class AliasKind(str, enum.Enum):
+    """How much a name says about what a tensor is.
+
+    Attributes:
+      SEMANTIC: attribute and layer names that somebody chose.
+      FLAT: a semantic name whose separators are lost (`net_block_1_dense_5_kernel`), from a slot's name.
+      COUNTED: layer names of which some are automatic counters (`dense_1`): they tell order, not meaning.
+      POSITIONAL: an index into a container that nobody named (`_trainable_variables/7`).
+    """
+
+    SEMANTIC = "semantic"
+    FLAT = "flat"
+    COUNTED = "counted"
+    POSITIONAL = "positional"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Alias:
+    """One name of a tensor, and how much it says."""
+
+    name: str
+    kind: AliasKind
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape and dtype of a tensor.
+
+    Attributes:
+      shape: sizes of the axes, outermost first.
+      dtype: TensorFlow's name of the dtype, such as `float32`, `bfloat16` or `string`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        """Number of elements (1 for a scalar)."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements; 0 for strings, whose size only the file knows."""
+        return self.elements * ITEM_SIZES.get(self.dtype, 0)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangular part of a tensor: `begin` and `size` per axis, in elements."""
+
+    begin: tuple[int, ...]
+    size: tuple[int, ...]
+
+    @staticmethod
+    def whole(shape: tuple[int, ...]) -> Box:
+        """The box that covers all of a tensor of this shape."""
+        return Box((0,) * len(shape), shape)
+
+    def covers(self, shape: tuple[int, ...]) -> bool:
+        """Whether this box is all of a tensor of this shape."""
+        return self.size == shape and not any(self.begin)
+
+    @property
+    def elements(self) -> int:
+        """Number of elements inside the box."""
+        return math.prod(self.size)
+
+    def slices(self) -> tuple[slice, ...]:
+        """The box as indexes for `array[...]`."""
+        return tuple(slice(b, b + s) for b, s in zip(self.begin, self.size, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slot:
+    """Says that a variable is an optimizer's slot: which role it has, and for which variable.
+
+    Attributes:
+      role: what the optimizer keeps in it, in the singular: `momentum`, `velocity`, `average`.
+      owner: canonical name of the variable that the slot belongs to.
+      optimizer: canonical name of the optimizer, such as `optimizer`.
+    """
+
+    role: str
+    owner: str
+    optimizer: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OptimizerInfo:
+    """An optimizer in a checkpoint or a live program.
+
+    Attributes:
+      name: canonical name of the object (`optimizer`, `model/optimizer`).
+      family: lower-case class name such as `adam`; empty when nothing gives it away.
+      label: the optimizer's own name, as its variables carry it (`adam`, `my_opt`); empty if unknown.
+      roles: slot roles that occur, sorted.
+    """
+
+    name: str
+    family: str
+    label: str
+    roles: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """One tensor of a checkpoint, as everybody but its `Source` sees it.
+
+    Attributes:
+      name: canonical name.
+      spec: shape and dtype as stored.
+      aliases: the tensor's other names, without `name`.
+      name_kind: how much `name` itself says.
+      slot: set when the tensor is an optimizer slot.
+      key: the name under which the file stores it.
+      tracker_only: the tensor is bookkeeping of the checkpoint itself (`save_counter`).
+    """
+
+    name: str
+    spec: TensorSpec
+    aliases: tuple[Alias, ...] = ()
+    name_kind: AliasKind = AliasKind.SEMANTIC
+    slot: Slot | None = None
+    key: str = ""
+    tracker_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckpointIndex:
+    """Everything that a checkpoint says without its tensor data.
+
+    Attributes:
+      path: what was opened: a checkpoint prefix or a file.
+      format: short name of the format, such as `tf2` or `tf1`.
+      tensors: all tensors, sorted by canonical name; names are unique.
+      optimizers: the optimizers whose slots are among the tensors.
+      ignored: `(name, reason)` of stored things that are no tensors of a variable.
+    """
+
+    path: str
+    format: str
+    tensors: tuple[SourceTensor, ...]
+    optimizers: tuple[OptimizerInfo, ...] = ()
+    ignored: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes, dtypes and keys; equal for equal indexes wherever the files lie."""
+        return _fingerprint(
+            (t.name, t.spec.dtype, *map(str, t.spec.shape), t.key, _slot_text(t.slot)) for t in self.tensors
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TargetVariable:
+    """One live variable, as everybody but `targets` and `assign` sees it.
+
+    Attributes:
+      name: canonical name.
+      spec: shape and dtype of the variable.
+      aliases: the variable's other names, without `name`.
+      name_kind: how much `name` itself says.
+      group: what the variable is part of.
+      slot: set when the variable is an optimizer slot.
+      keep_reason: not empty when the variable is allowed to keep its value where a checkpoint lacks it, and
+        why: state that `tf.train.Checkpoint` never saves (`Dropout`'s seed), or its own bookkeeping.
+      note: what a message about this variable should add, such as that plain TF never saves it.
+      tracker_only: bookkeeping of the checkpoint itself (`save_counter`).
+    """
+
+    name: str
+    spec: TensorSpec
+    aliases: tuple[Alias, ...] = ()
+    name_kind: AliasKind = AliasKind.SEMANTIC
+    group: Group = Group.OTHER
+    slot: Slot | None = None
+    keep_reason: str = ""
+    note: str = ""
+    tracker_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TargetIndex:
+    """The live variables, in the order in which they were found; names are unique."""
+
+    variables: tuple[TargetVariable, ...]
+    optimizers: tuple[OptimizerInfo, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and dtypes; equal on all workers that built the same program."""
+        return _fingerprint(
+            (v.name, v.spec.dtype, *map(str, v.spec.shape), _slot_text(v.slot))
+            for v in sorted(self.variables, key=lambda v: v.name)
+        )
+
+
+def _slot_text(slot: Slot | None) -> str:
+    return "" if slot is None else f"{slot.optimizer}|{slot.role}|{slot.owner}"
+
+
+def _fingerprint(rows: object) -> str:
+    digest = hashlib.sha256()
+    for row in rows:  # type: ignore[attr-defined]
+        digest.update("\x00".join(row).encode("utf-8", "surrogatepass") + b"\x01")
+    return digest.hexdigest()

@@ -1,0 +1,135 @@
+"""Live objects -> a `TargetIndex` and the variables behind its names.
+
+Walks what `tf.train.Checkpoint` walks, and besides what Keras 3 keeps in plain lists and dicts, which
+`tf.train.Checkpoint` neither saves nor restores. Knows live objects; knows no checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import keras
+import tensorflow as tf
+
+from dist_restore.errors import RestoreError, UnbuiltModelError
+from dist_restore.live_graph import LiveGraph, LiveLeaf, walk
+from dist_restore.naming import NamedLeaf, name_graph
+from dist_restore.specs import Alias, AliasKind, Group, TargetIndex, TargetVariable, TensorSpec
+
+Restorable: TypeAlias = "tf.train.Checkpoint | tf.Module | keras.Model | Mapping[str, object]"
+_SEED_REASON = (
+    "tf.train.Checkpoint never saves it (a Keras 3 seed generator), so no checkpoint holds it; it keeps its value"
+)
+_METRIC_REASON = "tf.train.Checkpoint never saves it (a Keras 3 metric), so no checkpoint holds it; it keeps its value"
+_COUNTER_REASON = "the checkpoint's own counter; Checkpoint.write() stores none"
+_LOST_NOTE = (
+    "tf.train.Checkpoint never saves this variable by itself: Keras 3 holds it in a plain list or dict. It is "
+    "in a checkpoint only through an optimizer that was saved too, or through Checkpoint(blocks=list(model.blocks))."
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Targets:
+    """The live variables: their index, and the variable behind each name.
+
+    Attributes:
+      index: what everybody may know.
+      handles: `(canonical name, variable)` in the order of the index; for `assign` alone.
+      strategy: the strategy that the variables were created under.
+    """
+
+    index: TargetIndex
+    handles: tuple[tuple[str, tf.Variable], ...]
+    strategy: tf.distribute.Strategy
+
+
+def find_targets(root: Restorable, strategy: tf.distribute.Strategy | None = None) -> Targets:
+    """Finds and names all variables below a live object. Called by all workers.
+
+    Optimizers of Keras 3 that are not built are built, under the strategy's scope, for the trainable
+    variables of the one model beside them.
+
+    Args:
+      root: a Checkpoint, model, module, or a mapping of names to such objects or variables.
+      strategy: where the variables live; taken from them when None.
+
+    Raises:
+      UnbuiltModelError: a model, layer or optimizer has no variables yet.
+      RestoreError: the variables live under more than one strategy.
+    """
+    graph = walk(root, strategy)
+    leaves, optimizers = name_graph(graph.nodes)
+    if not leaves:
+        raise UnbuiltModelError(
+            f"{type(root).__name__} holds no variables, so that nothing could be restored into it. Build it first: "
+            "call the model on a batch (or model.build(shape)) under strategy.scope()."
+        )
+    variables = tuple(_target(leaf, graph) for leaf in leaves)
+    handles = tuple((leaf.name, graph.leaves[leaf.node].variable) for leaf in leaves)
+    return Targets(TargetIndex(variables, optimizers), handles, strategy or common_strategy(handles))
+
+
+def common_strategy(handles: tuple[tuple[str, tf.Variable], ...]) -> tf.distribute.Strategy:
+    """The one strategy under which the variables were created; the default one if under none."""
+    found = {id(s): s for s in (getattr(v, "distribute_strategy", None) for _, v in handles) if s is not None}
+    others = [s for s in found.values() if type(s).__name__ != "_DefaultDistributionStrategy"]
+    if len(others) > 1:
+        raise RestoreError(
+            f"The variables live under {len(others)} strategies ({', '.join(type(s).__name__ for s in others)}). "
+            "Create the model and the optimizer under one strategy.scope()."
+        )
+    return others[0] if others else tf.distribute.get_strategy()
+
+
+def _target(leaf: NamedLeaf, graph: LiveGraph) -> TargetVariable:
+    live = graph.leaves[leaf.node]
+    keep_reason = _keep_reason(leaf, live)
+    return TargetVariable(
+        name=leaf.name,
+        spec=_spec(leaf.name, live.variable),
+        aliases=_aliases(leaf, live, bare=graph.bare),
+        name_kind=leaf.kind,
+        group=Group.OPTIMIZER if leaf.slot is not None else live.group,
+        slot=leaf.slot,
+        keep_reason=keep_reason,
+        note="" if live.saved or keep_reason else _LOST_NOTE,
+        tracker_only=live.is_save_counter,
+    )
+
+
+def _keep_reason(leaf: NamedLeaf, live: LiveLeaf) -> str:
+    if live.is_save_counter:
+        return _COUNTER_REASON
+    if live.saved:
+        return ""
+    return {"seed": _SEED_REASON, "metric": _METRIC_REASON}.get(live.transient, "")
+
+
+def _spec(name: str, variable: tf.Variable) -> TensorSpec:
+    if not variable.shape.is_fully_defined():
+        raise UnbuiltModelError(
+            f"{name}: the variable's shape is {variable.shape}, and a restore needs it fully defined. "
+            "Create it with an explicit shape.",
+            names=(name,),
+        )
+    return TensorSpec(tuple(variable.shape.as_list()), variable.dtype.name)
+
+
+def _aliases(leaf: NamedLeaf, live: LiveLeaf, *, bare: bool) -> tuple[Alias, ...]:
+    """All names but the canonical one; a Keras path is semantic unless Keras counted it up."""
+    extra = _path_aliases(live) if live.keras_path and leaf.slot is None else []
+    if bare:
+        # A rule written for Checkpoint(model=...) also serves the bare model.
+        extra.append(Alias(f"model/{leaf.name}", AliasKind.POSITIONAL))
+    known = {leaf.name} | {e.name for e in extra}
+    return (*(e for e in extra if e.name != leaf.name), *(a for a in leaf.aliases if a.name not in known))
+
+
+def _path_aliases(live: LiveLeaf) -> list[Alias]:
+    path = Alias(live.keras_path, AliasKind.COUNTED if live.counted_path else AliasKind.SEMANTIC)
+    flat_kind = AliasKind.COUNTED if live.counted_path else AliasKind.FLAT
+    # The model's own name may be counted (`net_1`) or absent; slots in a checkpoint carry it either way.
+    names = dict.fromkeys([live.keras_path, *live.shorter_paths])
+    return [path, *(Alias(name.replace("/", "_"), flat_kind) for name in names)]

@@ -1,0 +1,1 @@
+"""A small byte-level language model in two versions: the second is a refactor of the first."""

@@ -1,0 +1,122 @@
+r"""The dry run: shows what a restore would put where, without reading tensor data or changing anything.
+
+    python scripts/plan_restore.py --restore_from=/runs/v1 --rules=configs/rules/lm_v1_to_v2.toml \
+        --target=lm.targets:version_2
+
+Exit code 0: restore() would do it, and fill enough. 1: it would refuse, or too little would be filled. 2: there is no
+plan, because a flag, the rules, the target or the checkpoint is bad.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+import dist_restore as dr
+
+_RESTORE_FROM = flags.DEFINE_string(
+    "restore_from",
+    None,
+    "The checkpoint: a prefix such as /runs/v1/ckpt-40, or a directory, for its latest one.",
+    required=True,
+)
+_TARGET = flags.DEFINE_string(
+    "target",
+    None,
+    "module:function. The function takes nothing and returns what would be restored into: a tf.train.Checkpoint, a "
+    "built model, or a dict of such by name. Modules are found in the present directory and beside this script.",
+    required=True,
+)
+_RULES = flags.DEFINE_string("rules", None, "TOML file with the rules (see configs/rules).")
+_MATCHING = flags.DEFINE_enum(
+    "matching",
+    "exact",
+    ["exact", "auto"],
+    "exact: only rules and equal names count. auto: whole families of names may be matched by their shapes and order.",
+)
+_UNMATCHED = flags.DEFINE_enum(
+    "unmatched", "error", ["error", "keep"], "What becomes of a variable that nothing fills: an error, or it is kept."
+)
+_MIN_COVERAGE = flags.DEFINE_float(
+    "min_coverage",
+    1.0,
+    "Exit with 1 when less than this fraction of the target's variables is filled.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+_JSON = flags.DEFINE_string("json", None, "File to write the plan to, as JSON; RestorePlan.from_json reads it.")
+
+_REFUSED = ("unmatched", "ambiguous")
+_FILLED = ("exact", "renamed", "transformed", "resized")
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    try:
+        plan = _make_plan()
+    except (dr.RestoreError, _TargetError, OSError) as error:
+        print(f"plan_restore: {type(error).__name__.lstrip('_')}: {error}", file=sys.stderr)
+        return 2
+    print(plan.summary())
+    if plan.suggestions:
+        print(f"\nRules to paste for what is unmatched:\n\n{plan.suggestions}")
+    return _verdict(plan)
+
+
+def _make_plan() -> dr.RestorePlan:
+    restorer = dr.DistributedRestorer(
+        _load_target(_TARGET.value), rules=_RULES.value, matching=_MATCHING.value, unmatched=_UNMATCHED.value
+    )
+    plan = restorer.plan(_RESTORE_FROM.value)
+    if _JSON.value:
+        pathlib.Path(_JSON.value).write_text(plan.to_json())
+    return plan
+
+
+class _TargetError(Exception):
+    """--target names nothing that can be called."""
+
+
+def _load_target(name: str) -> object:
+    """Calls the function that --target names."""
+    module, separator, function = name.partition(":")
+    if not separator:
+        raise _TargetError(f"--target={name} must be module:function")
+    # A script's own path is its directory; a user's modules are where the user is.
+    sys.path.insert(1, os.getcwd())
+    try:
+        build = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise _TargetError(f"--target={name}: {error}") from error
+    return build()
+
+
+def _verdict(plan: dr.RestorePlan) -> int:
+    """Says whether restore() would go through, and fill enough."""
+    refused = [entry for entry in plan.entries if entry.status in _REFUSED]
+    for entry in refused:
+        print(f"restore() would refuse {entry.target}: {entry.reason}", file=sys.stderr)
+    filled = any(entry.status in _FILLED for entry in plan.entries)
+    if not filled:
+        print("restore() would refuse: nothing would be filled", file=sys.stderr)
+    enough = plan.coverage.variables >= _MIN_COVERAGE.value
+    print(f"coverage {plan.coverage.variables:.2%} of variables; --min_coverage asks for {_MIN_COVERAGE.value:.2%}")
+    return 0 if filled and enough and not refused else 1
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses flags; absl's own way ends with 1, which here means too little coverage."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"plan_restore: {error}\n(--help lists the flags)", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,121 @@
+"""What surrounds the package: the scripts' flags and exit codes, the rule files, the pins."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+import dist_restore as dr
+from lm.sizes import Sizes
+from lm.state import build
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Scripts see the package whether it is installed or not, as the tests do.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+RULES = ROOT / "configs" / "rules" / "lm_v1_to_v2.toml"
+
+
+def run(script: str, *flags: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def version_1(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Returns a checkpoint of version 1 at its default sizes."""
+    return build(1, Sizes()).checkpoint().save(str(tmp_path_factory.mktemp("v1") / "ckpt"))
+
+
+@pytest.mark.parametrize("script", ["train_lm", "plan_restore", "demo"])
+def test_help_names_every_flag(script: str) -> None:
+    names = re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / "scripts" / f"{script}.py").read_text())
+    said = run(script, "--help").stdout
+    assert len(names) >= 4
+    assert [name for name in names if not re.search(rf"--(\[no\])?{name}:", said)] == []
+
+
+def test_a_complete_plan_is_0(version_1: str, tmp_path: pathlib.Path) -> None:
+    plan_file = tmp_path / "plan.json"
+    done = run(
+        "plan_restore",
+        f"--restore_from={version_1}",
+        f"--rules={RULES}",
+        "--target=lm.targets:version_2",
+        f"--json={plan_file}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = dr.RestorePlan.from_json(plan_file.read_text())
+    assert plan.mapping()["model/blocks/1/attention/qkv/kernel"] == tuple(f"model/block_1/{x}/kernel" for x in "qkv")
+
+
+def test_a_plan_that_restore_would_refuse_is_1(version_1: str) -> None:
+    done = run("plan_restore", f"--restore_from={version_1}", "--target=lm.targets:version_2", "--min_coverage=0")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "restore() would refuse model/blocks/0/attention/qkv/kernel" in done.stderr
+
+
+def test_too_little_coverage_is_1(version_1: str) -> None:
+    plan = ["plan_restore", f"--restore_from={version_1}", "--target=lm.targets:version_2", "--unmatched=keep"]
+    assert run(*plan).returncode == 1
+    done = run(*plan, "--min_coverage=0.001")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--restore_from={tmp}/nowhere"], "CheckpointNotFoundError"),
+        (["--rules={tmp}/bad.toml"], "RuleError"),
+        (["--rules={tmp}/nowhere.toml"], "nowhere.toml"),
+        (["--target=lm.targets"], "module:function"),
+        (["--target=lm.targets:version_9"], "version_9"),
+        (["--target=no_such_module:build"], "no_such_module"),
+        (["--min_coverage=2"], "min_coverage"),
+        (["--no_such_flag"], "no_such_flag"),
+    ],
+)
+def test_what_cannot_be_planned_is_2(version_1: str, tmp_path: pathlib.Path, flags: list[str], message: str) -> None:
+    (tmp_path / "bad.toml").write_text('[[rule]]\nfrom = "model/no_such_layer/kernel"\nto = "model/head/kernel"\n')
+    given = [flag.format(tmp=tmp_path) for flag in flags]
+    done = run("plan_restore", f"--restore_from={version_1}", "--target=lm.targets:version_1", *given)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_target_may_be_a_module_of_the_present_directory(version_1: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "mine.py").write_text("from lm.targets import version_1\n\ndef build():\n    return version_1()\n")
+    done = run("plan_restore", f"--restore_from={version_1}", "--target=mine:build", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_demo_leaves_a_directory_alone_that_is_not_its_own(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    done = run("demo", f"--out={tmp_path}")
+    assert done.returncode == 1 and "something else" in done.stderr
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda path: path.name)
+def test_every_rule_file_is_one(path: pathlib.Path) -> None:
+    assert tomllib.loads(path.read_text())["rule"]
+    dr.RuleSet.load(path)
+
+
+def project_name(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[=<>\[]", requirement)[0]).lower()
+
+
+def test_pins_name_versions_and_no_place() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", pin) for pin in pins)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
+    assert set(map(project_name, asked)) <= set(map(project_name, pins))
