@@ -9,6 +9,8 @@
     )
     print(restorer.plan("old_run/ckpt-1000").summary())  # the dry run: reads no weights, changes nothing
     report = restorer.restore("old_run/ckpt-1000")       # exact on every replica, or a RestoreError
+
+README.md takes it from there; every error is a `RestoreError` that says what to do.
 """
 
 from dist_restore.entries import Coverage, PlanEntry, Status

@@ -54,7 +54,7 @@ def checksum(value: np.ndarray) -> int:
         items = [bytes(item) for item in value.ravel()]
         data = b"".join(len(item).to_bytes(8, "little") + item for item in items)
         return int(crc32c.crc32c(data))
-    return int(crc32c.crc32c(np.ascontiguousarray(value).reshape(-1).view(np.uint8)))
+    return int(crc32c.crc32c(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data))
 
 
 def _is_on_read(variable: tf.Variable) -> bool:

@@ -107,9 +107,7 @@ class Tally:
     bytes: int = 0
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.variables + other.variables, self.elements + other.elements, self.bytes + other.bytes
-        )
+        return Tally(self.variables + other.variables, self.elements + other.elements, self.bytes + other.bytes)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

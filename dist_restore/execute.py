@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ from dist_restore.errors import RestoreError, VerificationError
 from dist_restore.report.progress import Progress
 from dist_restore.sources.base import Source
 from dist_restore.specs import Box
-from dist_restore.transforms import Cast, apply, apply_boxed, is_safe_cast
+from dist_restore.transforms import Cast, Live, apply, apply_boxed, is_safe_cast, numpy_dtype
 
 # Two threads already reach the memory's speed on the machines measured; CRC32C releases the interpreter's lock.
 CHECK_THREADS = 2
@@ -55,16 +56,15 @@ def _check_unit(unit: Unit, source: Source) -> int:
     values = _read_whole(unit, source) if risky else {}
     for entry in risky:
         # The fill's values do not matter to the check, so the live value is not needed for it.
-        live = np.zeros(entry.spec.shape, _live_dtype(entry))
-        _transform(entry, values, source, lambda live=live: live)
+        _transform(entry, values, source, functools.partial(_zeros, entry))
     for read in unit.reads:
         if read.whole and read.name not in values:
             source.check(read.name)
     return sum(r.spec.nbytes for r in unit.reads)
 
 
-def _live_dtype(entry: PlanEntry) -> np.dtype:
-    return np.dtype(tf.as_dtype(entry.spec.dtype).as_numpy_dtype)
+def _zeros(entry: PlanEntry) -> np.ndarray:
+    return np.zeros(entry.spec.shape, numpy_dtype(entry.spec.dtype))
 
 
 def _may_lose(entry: PlanEntry) -> bool:
@@ -114,8 +114,7 @@ def _values(
     values = _read_whole(unit, source)
     for entry in unit.entries:
         variable = handles[entry.target]
-        value = _transform(entry, values, source, lambda variable=variable: assigner.live_value(variable))
-        yield entry, value
+        yield entry, _transform(entry, values, source, functools.partial(assigner.live_value, variable))
 
 
 def _read_whole(unit: Unit, source: Source) -> dict[str, np.ndarray]:
@@ -126,7 +125,7 @@ def _whole(reads: Iterable[Read]) -> Iterator[Read]:
     return (r for r in reads if r.whole)
 
 
-def _transform(entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source, live: object) -> np.ndarray:
+def _transform(entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source, live: Live) -> np.ndarray:
     if all(name in values for name in entry.sources):
         return apply(entry.ops, [values[name] for name in entry.sources], live=live)
     boxes = parts_of(entry)

@@ -296,9 +296,7 @@ def _flat_names(nodes: Sequence[Node], optimizers: Iterable[_OptimizerNode]) -> 
     return {owner: names.pop() for owner, names in guesses.items() if len(names) == 1}
 
 
-def _slot_table(
-    optimizers: Iterable[_OptimizerNode], paths: Mapping[int, list[_Path]]
-) -> dict[int, Slot]:
+def _slot_table(optimizers: Iterable[_OptimizerNode], paths: Mapping[int, list[_Path]]) -> dict[int, Slot]:
     table: dict[int, Slot] = {}
     for optimizer in optimizers:
         for role, owner, slot in optimizer.slots:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import tensorflow as tf
@@ -19,7 +19,8 @@ from dist_restore.errors import PlanMismatchError, UnsupportedFormatError
 from dist_restore.execute import Assigned, assign_units, check_sources, verify_replicas
 from dist_restore.plan import RestorePlan
 from dist_restore.refusal import refuse_problems
-from dist_restore.report.progress import progress
+from dist_restore.report import tensorboard
+from dist_restore.report.progress import Progress, progress
 from dist_restore.report.report import PhaseSeconds, RestoreReport
 from dist_restore.resolve.resolver import Options, resolve
 from dist_restore.resolve.rules import RuleSet, RulesLike
@@ -85,7 +86,7 @@ class DistributedRestorer:
         )
         if self._config.matching is Matching.AUTO:
             raise ValueError(
-                "matching='auto' is not built yet. Use matching='exact' and paste from plan.suggestions into a rule file."
+                "matching='auto' is not built yet. Use 'exact', and paste from plan.suggestions into a rule file."
             )
 
     def plan(self, path: PathLike) -> RestorePlan:
@@ -214,7 +215,7 @@ class _Session:
         with self._progress("restore", sum(e.bytes for u in units for e in u.entries)) as bar:
             return assign_units(units, source, self._handles, self._assigner, bar)
 
-    def _progress(self, title: str, total: int):  # noqa: ANN202
+    def _progress(self, title: str, total: int) -> AbstractContextManager[Progress]:
         enabled = self._config.progress if self._communicator.rank == 0 else False
         return progress(total, enabled, title)
 
@@ -249,6 +250,4 @@ class _Session:
             report.seconds.total,
         )
         if self._config.log_dir:
-            from dist_restore.report import tensorboard  # noqa: PLC0415
-
             tensorboard.write(report, self._config.log_dir)

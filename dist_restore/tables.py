@@ -189,8 +189,10 @@ def _joined(names: Sequence[str]) -> str:
     middles = ["/".join(parts[head : len(parts) - tail]) for parts in segments]
     if not head + tail or not all(middles):
         return text
-    first = segments[0]
-    return "/".join([*first[:head], f"({' + '.join(middles)})", *first[len(first) - tail :]])
+    before, after = segments[0][:head], segments[0][len(segments[0]) - tail :]
+    rest = "/".join([f"({' + '.join(middles)})", *after])
+    # What tells the sources from each other is in the middle: what they share gives way first.
+    return "/".join([shorten("/".join(before), max(NAME_WIDTH - len(rest) - 1, 10)), rest] if before else [rest])
 
 
 def _shared(segments: Sequence[Sequence[str]]) -> int:

@@ -193,7 +193,7 @@ def test_many_sources_of_one_target_collapse_and_few_do_not() -> None:
 def test_long_sources_show_what_they_share_once() -> None:
     sources = [f"model/transformer/encoder/self_attention/{x}/kernel" for x in ("query", "key", "value")]
     text = plan_table((row("t", *sources),))
-    assert "model/transformer/encoder/self_attent…key + value)/kernel" in text.replace("(query + ", "")
+    assert "model…elf_attention/(query + key + value)/kernel" in text
 
 
 def test_only_the_table_shortens_names() -> None:

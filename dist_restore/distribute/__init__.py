@@ -1,0 +1,1 @@
+"""Who talks to whom, and who reads what in which order."""

@@ -70,7 +70,7 @@ def communicator_for(strategy: tf.distribute.Strategy) -> Communicator:
       RestoreError: the strategy runs several workers, which this version does not restore into yet.
     """
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        if strategy.extended._num_workers > 1:  # noqa: SLF001
+        if strategy.extended._num_workers > 1:
             raise RestoreError(
                 "MultiWorkerMirroredStrategy with several workers is not supported by this version. Restore in a "
                 "single worker, or convert the checkpoint first."

@@ -1,0 +1,193 @@
+"""Bytes out of files: local ones by `preadv`, those with a scheme (`gs://`) through `tf.io.gfile`.
+
+The only place under `sources` that touches a file system. Knows nothing of what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from dist_restore.errors import CheckpointNotFoundError, RestoreError
+
+_T = TypeVar("_T")
+
+
+class File(Protocol):
+    """A file opened for reading. All methods may be called by several threads at once."""
+
+    path: str
+    # Bytes between two wanted stretches up to which reading them too is faster than a second request.
+    gap: int
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fills the buffer from `offset` on; returns how many bytes there were, fewer only at the file's end."""
+
+    def close(self) -> None:
+        """Gives back the handles."""
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path has a scheme, and goes through TensorFlow's file systems."""
+    return "://" in path
+
+
+def open_file(path: str) -> File:
+    """Opens a file for reading.
+
+    Raises:
+      CheckpointNotFoundError: there is no such file.
+      RestoreError: the file system refuses.
+    """
+    return _RemoteFile(path) if is_remote(path) else _LocalFile(path)
+
+
+def size_of(path: str) -> int | None:
+    """The file's size in bytes; None when there is no such file.
+
+    Raises:
+      RestoreError: the file system refuses.
+    """
+    try:
+        return _call(path, lambda: int(_gfile().stat(path).length) if is_remote(path) else os.stat(path).st_size)
+    except CheckpointNotFoundError:
+        return None
+
+
+def is_directory(path: str) -> bool:
+    """Whether the path is a directory."""
+    return bool(_call(path, lambda: _gfile().isdir(path) if is_remote(path) else os.path.isdir(path)))
+
+
+def list_directory(path: str) -> tuple[str, ...]:
+    """Names in a directory, sorted; none when it does not exist."""
+    try:
+        names = _call(path, lambda: _gfile().listdir(path) if is_remote(path) else os.listdir(path or "."))
+    except CheckpointNotFoundError:
+        return ()
+    return tuple(sorted(str(name).rstrip("/") for name in names))
+
+
+def read_all(path: str, limit: int) -> bytes:
+    """All bytes of a file of at most `limit` bytes.
+
+    Raises:
+      CheckpointNotFoundError: there is no such file.
+      RestoreError: the file is larger, or the file system refuses.
+    """
+    size = size_of(path)
+    if size is None:
+        raise CheckpointNotFoundError(f"{path}: no such file")
+    if size > limit:
+        raise RestoreError(f"{path}: {size} bytes, and a file of this kind has at most {limit}")
+    file, data = open_file(path), bytearray(size)
+    try:
+        count = file.read_into(memoryview(data), 0)
+    finally:
+        file.close()
+    return bytes(data[:count])
+
+
+class _LocalFile:
+    """A local file; one handle serves all threads, because `preadv` has no position to share."""
+
+    # One preadv from Python costs about as much as copying 16 KB out of the page cache (2 us).
+    gap = 16 << 10
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._handle = _call(path, lambda: os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        done = 0
+        while done < len(buffer):  # a read may be short: Linux moves at most 2 GB at once
+            count = _call(self.path, lambda: os.preadv(self._handle, [buffer[done:]], offset + done))
+            if count == 0:
+                break
+            done += count
+        return done
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+
+class _RemoteFile:
+    """A file behind TensorFlow's file systems. Its handles have a position, so threads take turns at each."""
+
+    # A ranged request to object storage takes 20 ms and more, in which 1 MB passes at 50 MB/s.
+    gap = 1 << 20
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._idle: list[_Seekable] = []
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{self.path}: read after close")
+            handle = self._idle.pop() if self._idle else _open_remote(self.path)
+        data = _call(self.path, lambda: handle.read_at(offset, len(buffer)))
+        buffer[: len(data)] = data
+        with self._lock:
+            self._idle.append(handle)
+        return len(data)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
+
+
+class _Seekable(Protocol):
+    def read_at(self, offset: int, size: int) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+def _open_remote(path: str) -> _Seekable:
+    handle = _gfile().GFile(path, "rb")
+
+    class Remote:
+        def read_at(self, offset: int, size: int) -> bytes:
+            handle.seek(offset)
+            return bytes(handle.read(size))
+
+        def close(self) -> None:
+            handle.close()
+
+    return Remote()
+
+
+def _gfile():  # type: ignore[no-untyped-def]
+    import tensorflow as tf
+
+    return tf.io.gfile
+
+
+def _call(path: str, operation: Callable[[], _T]) -> _T:
+    """Runs one file operation; what file systems raise becomes an error of this library's."""
+    try:
+        return operation()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointNotFoundError(f"{path}: no such file") from error
+    except OSError as error:
+        raise RestoreError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        raise _translated(path, error) from error
+
+
+def _translated(path: str, error: Exception) -> Exception:
+    import tensorflow as tf
+
+    if isinstance(error, tf.errors.NotFoundError):
+        return CheckpointNotFoundError(f"{path}: no such file")
+    if isinstance(error, tf.errors.OpError):
+        return RestoreError(f"{path}: cannot be read: {error.message}")
+    return error
