@@ -102,6 +102,7 @@ def test_names_that_differ_in_numbers_collapse(names: list[str], pattern: str) -
 
 
 @given(st.sets(st.tuples(*[st.integers(0, 5)] * 3), min_size=1))
+@settings(deadline=None)
 def test_collapsed_names_expand_to_just_the_names(numbers: set[tuple[int, ...]]) -> None:
     names = sorted("a/{}/b_{}/c{}".format(*n) for n in numbers)
     found = tables.patterns(names)
@@ -112,7 +113,7 @@ def test_collapsed_names_expand_to_just_the_names(numbers: set[tuple[int, ...]])
 @given(
     st.dictionaries(st.tuples(st.integers(0, 4), st.integers(0, 3)), st.tuples(st.integers(0, 5), st.integers(0, 4)))
 )
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_the_nth_target_of_a_family_has_the_nth_source(mapping: dict[tuple[int, int], tuple[int, int]]) -> None:
     named = {"a/{}/b{}".format(*t): "x{}/{}".format(*s) for t, s in mapping.items()}
     found = {}
@@ -193,7 +194,7 @@ def test_many_sources_of_one_target_collapse_and_few_do_not() -> None:
 def test_long_sources_show_what_they_share_once() -> None:
     sources = [f"model/transformer/encoder/self_attention/{x}/kernel" for x in ("query", "key", "value")]
     text = plan_table((row("t", *sources),))
-    assert "model…elf_attention/(query + key + value)/kernel" in text
+    assert "model/trans…/self_attention/(query + key + value)/kernel" in text
 
 
 def test_only_the_table_shortens_names() -> None:
@@ -251,6 +252,7 @@ def test_unprintable_characters_are_escaped(name: str, shown: str) -> None:
 
 
 @given(st.text(st.characters(), max_size=20))
+@settings(deadline=None)
 def test_an_escaped_name_is_one_printable_line_and_says_which_name_it_was(name: str) -> None:
     shown = escape_text(name)
     assert shown.isprintable() and shown == shown.strip(" ")
@@ -259,6 +261,7 @@ def test_an_escaped_name_is_one_printable_line_and_says_which_name_it_was(name: 
 
 
 @given(st.lists(st.text(st.characters(), max_size=30), min_size=1, max_size=5, unique=True))
+@settings(deadline=None)
 def test_hostile_names_break_no_row_of_the_table(names: list[str]) -> None:
     text = plan_table(tuple(row(name, name, status="exact") for name in names))
     head = text.split("\n\n")[0].split("\n")

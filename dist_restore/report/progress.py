@@ -19,6 +19,9 @@ DELAY_SECONDS = 1.0
 
 _NAME_WIDTH = 40
 
+# A terminal that was closed, or cannot show a character, is no reason to end a restore half way.
+_UNIMPORTANT = contextlib.suppress(OSError, ValueError)
+
 
 class Progress:
     """Counts bytes. Made by `progress`; may be called from any thread."""
@@ -31,7 +34,7 @@ class Progress:
         """Says that so many bytes more are done, and for which tensor."""
         if self._bar is None:
             return
-        with self._lock:
+        with self._lock, _UNIMPORTANT:
             if name:
                 self._bar.set_postfix_str(shorten(escape_text(name), _NAME_WIDTH), refresh=False)
             self._bar.update(nbytes)
@@ -53,22 +56,25 @@ def progress(total_bytes: int, enabled: bool | None = None, title: str = "restor
         yield Progress(bar)
     finally:
         if bar is not None:
-            bar.close()
+            with _UNIMPORTANT:
+                bar.close()
 
 
-def _bar(total_bytes: int, title: str, delay: float) -> tqdm:
-    return tqdm(
-        total=total_bytes or None,
-        desc=title,
-        delay=delay,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        leave=False,
-        dynamic_ncols=True,
-        file=sys.stderr,
-        disable=False,
-    )
+def _bar(total_bytes: int, title: str, delay: float) -> tqdm | None:
+    with _UNIMPORTANT:
+        return tqdm(
+            total=total_bytes or None,
+            desc=title,
+            delay=delay,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            leave=False,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            disable=False,
+        )
+    return None
 
 
 def _is_terminal() -> bool:

@@ -51,20 +51,20 @@ def size_of(path: str) -> int | None:
       RestoreError: the file system refuses.
     """
     try:
-        return _call(path, lambda: int(_gfile().stat(path).length) if is_remote(path) else os.stat(path).st_size)
+        return _call(path, lambda: int(_file_system().stat(path).length) if is_remote(path) else os.stat(path).st_size)
     except CheckpointNotFoundError:
         return None
 
 
 def is_directory(path: str) -> bool:
     """Whether the path is a directory."""
-    return bool(_call(path, lambda: _gfile().isdir(path) if is_remote(path) else os.path.isdir(path)))
+    return bool(_call(path, lambda: _file_system().isdir(path) if is_remote(path) else os.path.isdir(path)))
 
 
 def list_directory(path: str) -> tuple[str, ...]:
     """Names in a directory, sorted; none when it does not exist."""
     try:
-        names = _call(path, lambda: _gfile().listdir(path) if is_remote(path) else os.listdir(path or "."))
+        names = _call(path, lambda: _file_system().listdir(path) if is_remote(path) else os.listdir(path or "."))
     except CheckpointNotFoundError:
         return ()
     return tuple(sorted(str(name).rstrip("/") for name in names))
@@ -98,16 +98,10 @@ class _LocalFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._handle = _call(path, lambda: os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
+        self._handle = _call(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        done = 0
-        while done < len(buffer):  # a read may be short: Linux moves at most 2 GB at once
-            count = _call(self.path, lambda: os.preadv(self._handle, [buffer[done:]], offset + done))
-            if count == 0:
-                break
-            done += count
-        return done
+        return _call(self.path, lambda: _read_fully(self._handle, buffer, offset))
 
     def close(self) -> None:
         handle, self._handle = self._handle, -1
@@ -115,60 +109,90 @@ class _LocalFile:
             os.close(handle)
 
 
+def _read_fully(handle: int, buffer: memoryview, offset: int) -> int:
+    done = 0
+    while done < len(buffer):  # a read may be short: Linux moves at most 2 GB at once
+        count = os.preadv(handle, [buffer[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
 class _RemoteFile:
-    """A file behind TensorFlow's file systems. Its handles have a position, so threads take turns at each."""
+    """A file behind TensorFlow's file systems. Its handles have a position, so each serves one read at a time."""
 
     # A ranged request to object storage takes 20 ms and more, in which 1 MB passes at 50 MB/s.
     gap = 1 << 20
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._idle: list[_Seekable] = []
-        self._closed = False
+        self._idle: list[_Handle] | None = []
         self._lock = threading.Lock()
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        with self._lock:
-            if self._closed:
-                raise ValueError(f"{self.path}: read after close")
-            handle = self._idle.pop() if self._idle else _open_remote(self.path)
-        data = _call(self.path, lambda: handle.read_at(offset, len(buffer)))
+        handle = self._take()
+        data = _call(self.path, lambda: _read_at(handle, offset, len(buffer)))
         buffer[: len(data)] = data
-        with self._lock:
-            self._idle.append(handle)
+        self._put_back(handle)
         return len(data)
 
     def close(self) -> None:
         with self._lock:
-            self._closed = True
-            while self._idle:
-                self._idle.pop().close()
+            idle, self._idle = self._idle or [], None
+        for handle in idle:
+            handle.close()
+
+    def _take(self) -> _Handle:
+        with self._lock:
+            if self._idle is None:
+                raise RestoreError(f"{self.path}: read after the checkpoint was closed")
+            if self._idle:
+                return self._idle.pop()
+        return _call(self.path, lambda: _file_system().GFile(self.path, "rb"))
+
+    def _put_back(self, handle: _Handle) -> None:
+        with self._lock:
+            if self._idle is not None:
+                self._idle.append(handle)
+                return
+        handle.close()
 
 
-class _Seekable(Protocol):
-    def read_at(self, offset: int, size: int) -> bytes: ...
+def _read_at(handle: _Handle, offset: int, size: int) -> bytes:
+    handle.seek(offset)
+    return handle.read(size)
+
+
+class _Handle(Protocol):
+    def seek(self, offset: int) -> None: ...
+
+    def read(self, n: int) -> bytes: ...
 
     def close(self) -> None: ...
 
 
-def _open_remote(path: str) -> _Seekable:
-    handle = _gfile().GFile(path, "rb")
-
-    class Remote:
-        def read_at(self, offset: int, size: int) -> bytes:
-            handle.seek(offset)
-            return bytes(handle.read(size))
-
-        def close(self) -> None:
-            handle.close()
-
-    return Remote()
+class _Stat(Protocol):
+    length: int
 
 
-def _gfile():  # type: ignore[no-untyped-def]
+class _FileSystem(Protocol):
+    """What is used of `tf.io.gfile`, which has no types of its own."""
+
+    def GFile(self, name: str, mode: str) -> _Handle: ...
+
+    def stat(self, path: str) -> _Stat: ...
+
+    def isdir(self, path: str) -> bool: ...
+
+    def listdir(self, path: str) -> list[str]: ...
+
+
+def _file_system() -> _FileSystem:
     import tensorflow as tf
 
-    return tf.io.gfile
+    system: _FileSystem = tf.io.gfile
+    return system
 
 
 def _call(path: str, operation: Callable[[], _T]) -> _T:
@@ -180,14 +204,17 @@ def _call(path: str, operation: Callable[[], _T]) -> _T:
     except OSError as error:
         raise RestoreError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        raise _translated(path, error) from error
+        translated = _translated(path, error)
+        if translated is None:
+            raise
+        raise translated from error
 
 
-def _translated(path: str, error: Exception) -> Exception:
+def _translated(path: str, error: Exception) -> RestoreError | None:
     import tensorflow as tf
 
     if isinstance(error, tf.errors.NotFoundError):
         return CheckpointNotFoundError(f"{path}: no such file")
     if isinstance(error, tf.errors.OpError):
         return RestoreError(f"{path}: cannot be read: {error.message}")
-    return error
+    return None
