@@ -182,8 +182,14 @@ def _total(entry: PlanEntry) -> Tally:
 def _filled(entry: PlanEntry) -> Tally:
     if not entry.filled:
         return Tally()
-    share = _fraction(entry.elements, entry.spec.elements)
-    return Tally(1, entry.elements, round(entry.bytes * share))
+    return Tally(1, entry.elements, filled_bytes(entry))
+
+
+def filled_bytes(entry: PlanEntry) -> int:
+    """How many of a target's bytes come from sources."""
+    if not entry.filled:
+        return 0
+    return round(entry.bytes * _fraction(entry.elements, entry.spec.elements))
 
 
 def _fraction(part: int, whole: int) -> float:

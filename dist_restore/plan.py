@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from dist_restore.entries import Coverage, PlanEntry, Problem, Status, Unused
+from dist_restore.entries import Coverage, PlanEntry, Problem, Status, Unused, filled_bytes
 from dist_restore.errors import PlanMismatchError, RestoreError
 from dist_restore.specs import Group, TensorSpec
 from dist_restore.tables import TableRow, plan_table
@@ -84,7 +84,7 @@ class RestorePlan:
 
     def summary(self) -> str:
         """The text table, one row per family of names, with block indexes collapsed."""
-        return plan_table(tuple(_row(e) for e in self.entries))
+        return plan_table(tuple(_row(e) for e in self.entries), self.unused)
 
     def _content(self) -> dict[str, object]:
         return {
@@ -109,6 +109,7 @@ def _row(entry: PlanEntry) -> TableRow:
         variables=1,
         filled_variables=int(entry.filled),
         bytes=entry.bytes,
+        filled_bytes=filled_bytes(entry),
         evidence=entry.evidence,
         reason=entry.reason,
     )

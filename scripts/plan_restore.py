@@ -51,15 +51,12 @@ _MIN_COVERAGE = flags.DEFINE_float(
 )
 _JSON = flags.DEFINE_string("json", None, "File to write the plan to, as JSON; RestorePlan.from_json reads it.")
 
-_REFUSED = ("unmatched", "ambiguous")
-_FILLED = ("exact", "renamed", "transformed", "resized")
-
 
 def main(argv: list[str]) -> int:
     del argv
     try:
         plan = _make_plan()
-    except (dr.RestoreError, _TargetError, OSError) as error:
+    except (dr.RestoreError, _TargetError, OSError, ValueError) as error:
         print(f"plan_restore: {type(error).__name__.lstrip('_')}: {error}", file=sys.stderr)
         return 2
     print(plan.summary())
@@ -98,15 +95,15 @@ def _load_target(name: str) -> object:
 
 def _verdict(plan: dr.RestorePlan) -> int:
     """Says whether restore() would go through, and fill enough."""
-    refused = [entry for entry in plan.entries if entry.status in _REFUSED]
-    for entry in refused:
+    for entry in plan.problems:
         print(f"restore() would refuse {entry.target}: {entry.reason}", file=sys.stderr)
-    filled = any(entry.status in _FILLED for entry in plan.entries)
-    if not filled:
+    # The counter of saves alone is no restore.
+    something = any(entry.filled and entry.target != "save_counter" for entry in plan.entries)
+    if not something:
         print("restore() would refuse: nothing would be filled", file=sys.stderr)
-    enough = plan.coverage.variables >= _MIN_COVERAGE.value
-    print(f"coverage {plan.coverage.variables:.2%} of variables; --min_coverage asks for {_MIN_COVERAGE.value:.2%}")
-    return 0 if filled and enough and not refused else 1
+    filled, wanted = plan.coverage.variables, _MIN_COVERAGE.value
+    print(f"\nFilled: {filled:.2%} of the variables; --min_coverage asks for {wanted:.2%}.")
+    return 0 if something and not plan.problems and filled >= wanted else 1
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

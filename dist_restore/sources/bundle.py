@@ -144,8 +144,7 @@ class Bundle:
             raise CheckpointCorruptError(
                 f"{self._shards.prefix}: tensor {key!r}: expected string[], found {entry.spec}", names=(key,)
             )
-        value = self.read(key)[()]
-        return value if isinstance(value, bytes) else bytes(value)
+        return bytes(self.read(key).item())
 
     def close(self) -> None:
         """Closes the data files. Reading afterwards is an error."""

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from dist_restore.specs import Box
 
-
 MAX_ROW = 1 << 20
 
 

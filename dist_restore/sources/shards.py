@@ -51,7 +51,7 @@ class Shards:
         Raises:
           CheckpointCorruptError: the file ends earlier; it has become shorter since its size was checked.
         """
-        count = self._file(entry.shard).read_into(memoryview(buffer), entry.offset + begin)
+        count = self._file(entry.shard).read_into(buffer.data, entry.offset + begin)
         self.count(count)
         if count < len(buffer):
             raise self.corrupt(entry, f"{len(buffer)} bytes from byte {entry.offset + begin} on", f"{count} bytes")

@@ -90,7 +90,7 @@ def _read_strings(shards: Shards, entry: BundleEntry) -> np.ndarray:
     shards.read(entry, 0, data)
     lengths, begin = _decode_lengths(shards, entry, data)
     shards.compare(entry, checksum.extend(string_tensors.lengths_checksum(lengths), data[begin:]))
-    strings = memoryview(data)[begin + string_tensors.LENGTHS_CHECKSUM_SIZE :]
+    strings = data.data[begin + string_tensors.LENGTHS_CHECKSUM_SIZE :]
     return string_tensors.split(strings, lengths, entry.spec.shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -111,8 +112,12 @@ def inverse(ops: Sequence[Op], specs: Specs) -> tuple[Op, ...] | None:
       None when something is lost on the way, such as the elements outside a slice.
     """
     # A rule has one chain for all of its targets, so what undoes the pieces of one size must undo all.
-    found = {_undone(chain, specs) for chain in _siblings(keep_last(ops))}
-    return found.pop() if len(found) == 1 else None
+    own = _undone(keep_last(ops), specs)
+    try:
+        same = all(_undone(chain, specs) == own for chain in _siblings(keep_last(ops)))
+    except ShapeMismatchError:
+        return None  # what follows the cut was bound to this piece and fits no other
+    return own if same else None
 
 
 def for_slot(ops: Sequence[Op], degree: int) -> tuple[Op, ...]:
@@ -190,7 +195,6 @@ def _some_sources(specs: Specs) -> Specs:
 
 
 def _siblings(ops: tuple[Op, ...]) -> Iterator[tuple[Op, ...]]:
-    yield ops
     for i, op in enumerate(ops):
         for other in op.siblings() if isinstance(op, PartOp) else ():
             yield (*ops[:i], other, *ops[i + 1 :])
@@ -222,7 +226,8 @@ def _check_size(op: str, spec: TensorSpec) -> None:
         raise rule_error(
             op, f"makes {len(spec.shape)} axes; at most {_NUMPY_RANK} are possible", f"Correct the {op} op"
         )
-    if spec.elements * (ITEM_SIZES.get(spec.dtype, 0) or 8) > MAX_BYTES:
+    # NumPy counts an empty axis as 1 here, so a huge axis beside it is refused too.
+    if math.prod(max(1, n) for n in spec.shape) * (ITEM_SIZES.get(spec.dtype, 0) or 8) > MAX_BYTES:
         raise rule_error(op, f"makes more than {MAX_BYTES >> 30} GiB", f"Correct the sizes in the {op} op")
 
 

@@ -1,0 +1,203 @@
+"""Which checkpoint a path means. Only names are looked at here, and whether the files of a checkpoint are all there.
+
+TensorFlow's `latest_checkpoint` answers None where nothing is there, and names checkpoints whose data are gone;
+both have ended in training from scratch. Here each is an error that lists what there is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+
+from google.protobuf import text_format
+from rapidfuzz import process
+
+from dist_restore.errors import CheckpointNotFoundError, RestoreError, UnsupportedFormatError
+from dist_restore.sources import files
+
+_STATE_FILE = "checkpoint"
+_STATE_LIMIT = 64 << 20
+_INDEX = ".index"
+_DATA = re.compile(r"\.data-(\d{5,})-of-(\d{5,})$")
+_SAVED_MODEL = ("saved_model.pb", "variables/variables")
+_SHOWN = 8
+
+_EXPORT = "it may hold a pickle, which can run any code when it is read; export it to safetensors"
+_LATER = "not read yet by this version"
+_BY_SUFFIX = {
+    **dict.fromkeys((".pt", ".pth", ".bin", ".pkl", ".pickle"), _EXPORT),
+    **dict.fromkeys((".h5", ".hdf5", ".keras", ".safetensors", ".npz", ".npy", ".msgpack"), _LATER),
+}
+# PyTorch Lightning calls its pickles `.ckpt`, so the first bytes tell what the name does not.
+_BY_CONTENT = {b"PK\x03\x04": _EXPORT, b"\x80": _EXPORT, b"\x89HDF": _LATER}
+
+
+def resolve_prefix(path: str | None) -> str:
+    """The prefix of the checkpoint that a path means.
+
+    Args:
+      path: a prefix, one of a checkpoint's own files, a SavedModel, or a directory, which means its latest
+        checkpoint: the one that the `checkpoint` file in it names, or the only one there.
+
+    Raises:
+      CheckpointNotFoundError: nothing is there, files are missing, or there are several and nothing decides.
+      UnsupportedFormatError: a file of a kind that is not read.
+    """
+    if not path or "\0" in path:
+        raise CheckpointNotFoundError(f"expected the path of a checkpoint, found {path!r}: was any saved at all?")
+    prefix = _DATA.sub("", path.removesuffix(_INDEX))
+    directory, name = _split(prefix)
+    names = files.list_directory(directory)
+    if name and f"{name}{_INDEX}" in names:
+        return _require_complete(prefix, directory, names)
+    if files.is_directory(path):
+        return _resolve_directory(path)
+    if files.size_of(path) is not None:
+        raise _unsupported(path)
+    if name and any(n.startswith(f"{name}.data-") and _DATA.search(n) for n in names):
+        raise _not_found(f"{prefix}{_INDEX}: no such file, though data files of this checkpoint exist", directory)
+    raise _nothing_at(path, directory, name, names)
+
+
+def complete_prefixes(directory: str) -> tuple[str, ...]:
+    """The checkpoints in a directory whose files are all there, by the numbers in their names, ascending."""
+    names = files.list_directory(directory)
+    stems = [n.removesuffix(_INDEX) for n in names if n.endswith(_INDEX) and n != _INDEX]
+    data = _data_files(names)
+    return tuple(_join(directory, s) for s in sorted(stems, key=_natural) if not _missing(s, data))
+
+
+def _require_complete(prefix: str, directory: str, names: Iterable[str]) -> str:
+    missing = _missing(_split(prefix)[1], _data_files(names))
+    if missing:
+        raise _not_found(f"{_join(directory, missing)}: no such file, though {prefix}{_INDEX} exists", directory)
+    return prefix
+
+
+def _resolve_directory(directory: str) -> str:
+    names = set(files.list_directory(directory))
+    if _STATE_FILE in names:
+        return _resolve_state(directory)
+    prefixes = sorted((n.removesuffix(_INDEX) for n in names if n.endswith(_INDEX) and n != _INDEX), key=_natural)
+    if len(prefixes) == 1:
+        return _require_complete(_join(directory, prefixes[0]), directory, names)
+    if not prefixes and _SAVED_MODEL[0] in names:
+        return resolve_prefix(_join(directory, _SAVED_MODEL[1]))
+    if prefixes:
+        raise _not_found(
+            f"{directory}: {len(prefixes)} checkpoints and no `{_STATE_FILE}` file that says which is the latest",
+            directory,
+        )
+    raise CheckpointNotFoundError(f"{directory}: no checkpoint in this directory. {_contents(names)}")
+
+
+def _resolve_state(directory: str) -> str:
+    latest = _latest(directory)
+    folder, name = _split(latest)
+    names = files.list_directory(folder)
+    if f"{name}{_INDEX}" in names:
+        return _require_complete(latest, folder, names)
+    # TF1's Saver writes absolute paths, which are wrong once the directory has been moved or copied.
+    moved = _join(directory, name)
+    if moved != latest and moved in complete_prefixes(directory):
+        return moved
+    raise _not_found(
+        f"{latest}{_INDEX}: no such file, though {_join(directory, _STATE_FILE)} names it as the latest checkpoint",
+        directory,
+    )
+
+
+def _latest(directory: str) -> str:
+    """What the state file names; relative names are relative to its directory."""
+    path = _join(directory, _STATE_FILE)
+    try:
+        text = files.read_all(path, _STATE_LIMIT).decode("utf-8")
+        found = re.search(r'^\s*model_checkpoint_path\s*:\s*(".*"|\'.*\')\s*$', text, re.MULTILINE)
+        name = text_format.Tokenizer([found[1]]).ConsumeString() if found else ""
+    except (UnicodeDecodeError, text_format.ParseError) as error:
+        raise _not_found(f"{path}: cannot be read: {error}", directory) from error
+    if not name:
+        raise _not_found(f"{path}: names no checkpoint", directory)
+    return name if files.is_remote(name) or os.path.isabs(name) else _join(directory, name)
+
+
+def _data_files(names: Iterable[str]) -> dict[str, dict[int, set[int]]]:
+    """Numbers of the data files that are there, by prefix and by how many there are said to be."""
+    found: dict[str, dict[int, set[int]]] = {}
+    for name in names:
+        match = _DATA.search(name)
+        if match:
+            found.setdefault(name[: match.start()], {}).setdefault(int(match[2]), set()).add(int(match[1]))
+    return found
+
+
+def _missing(stem: str, data: dict[str, dict[int, set[int]]]) -> str:
+    """Name of the first data file that is missing; empty when all are there."""
+    sets = data.get(stem) or {1: set()}
+    first = {total: next((i for i in range(total) if i not in have), -1) for total, have in sets.items()}
+    if -1 in first.values():
+        return ""
+    total, number = min(first.items())
+    return f"{stem}.data-{number:05d}-of-{total:05d}"
+
+
+def _not_found(problem: str, directory: str) -> CheckpointNotFoundError:
+    complete = complete_prefixes(directory)
+    if not complete:
+        return CheckpointNotFoundError(f"{problem}. No complete checkpoint lies in {directory or '.'}.")
+    shown = ", ".join(complete[-_SHOWN:]) + (f" and {len(complete) - _SHOWN} older ones" * (len(complete) > _SHOWN))
+    return CheckpointNotFoundError(f"{problem}. Complete checkpoints there: {shown}. Pass the path of one of them.")
+
+
+def _nothing_at(path: str, directory: str, name: str, names: tuple[str, ...]) -> CheckpointNotFoundError:
+    if not names and not files.is_directory(directory or "."):
+        return CheckpointNotFoundError(f"{path}: no such checkpoint; the directory {directory} does not exist either")
+    shown = [_DATA.sub("", n.removesuffix(_INDEX)) for n in names]
+    near = [found for found, _, _ in process.extract(name, sorted(set(shown)), limit=_SHOWN, score_cutoff=60)]
+    hint = f"Nearest names: {', '.join(_join(directory, n) for n in near)}." if near else _contents(names)
+    return CheckpointNotFoundError(f"{path}: no such checkpoint. {hint}")
+
+
+def _contents(names: Iterable[str]) -> str:
+    ordered = sorted(names, key=_natural)
+    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    advice = next((f" {n}: {_BY_SUFFIX[_suffix(n)]}." for n in ordered if _suffix(n) in _BY_SUFFIX), "")
+    return f"It holds {', '.join(ordered[:_SHOWN])}{more}.{advice}" if ordered else "It is empty."
+
+
+def _unsupported(path: str) -> RestoreError:
+    advice = _BY_SUFFIX.get(_suffix(path)) or _by_content(path)
+    return UnsupportedFormatError(
+        f"{path}: {advice}. Expected a TensorFlow checkpoint: a prefix with `prefix{_INDEX}` and `prefix.data-*` files."
+    )
+
+
+def _by_content(path: str) -> str:
+    start = bytearray(4)
+    file = files.open_file(path)
+    try:
+        file.read_into(memoryview(start), 0)
+    finally:
+        file.close()
+    known = (advice for magic, advice in _BY_CONTENT.items() if start.startswith(magic))
+    return next(known, "a file of an unknown kind")
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _natural(name: str) -> tuple[tuple[int, str], ...]:
+    """Sorts `ckpt-10` behind `ckpt-9`."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name))
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Directory and last name; `os.path.split` would make `gs:/` of `gs://`."""
+    directory, slash, name = path.rpartition("/")
+    return (directory or slash) if not directory.endswith(":/") else directory + slash, name
+
+
+def _join(directory: str, name: str) -> str:
+    return name if not directory else f"{directory.rstrip('/')}/{name}" if directory.strip("/") else f"/{name}"
