@@ -190,7 +190,8 @@ def _step(path: _Path, name: str, child: int, layer: LayerName | None) -> _Path:
     raw, visited = (*path.raw, name), (*path.visited, child)
     container = path.raw[-1] if path.raw else ""
     positional, private, length = path.weight
-    if name in TRANSPARENT:
+    # `Checkpoint(model)` calls the model `root`; in its checkpoint the model is the root itself.
+    if name in TRANSPARENT or (name == "root" and not path.raw):
         return _Path(path.weight, path.segments, raw, path.kind, visited)
     if layer is not None and container in LAYER_CONTAINERS:
         kind = AliasKind.COUNTED if layer.counted and path.kind is AliasKind.SEMANTIC else path.kind

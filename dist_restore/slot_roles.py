@@ -16,8 +16,8 @@ _ROLES = {
     "vhat": "velocity_hat",
 }
 _FAMILIES = frozenset(
-    "adadelta adafactor adagrad adam adamax adamw ftrl lamb lion loss_scale_optimizer muon nadam rmsprop "
-    "schedule_free_adam_w sgd".split()
+    "adadelta adafactor adagrad adam adamax adamw ftrl lamb lion lossscaleoptimizer muon nadam rmsprop "
+    "schedulefreeadamw sgd".split()
 )
 # The classes whose first and second moments are the same thing: running means of the gradient and of its
 # square. RMSprop's `velocity` is a second moment too, but its `momentum` holds steps, so it stays apart.
@@ -47,8 +47,8 @@ def role_of_edge(edge: str, family: str = "") -> str:
 
 
 def family_of(label: str) -> str:
-    """The optimizer class that an optimizer's own name gives away (`adam_1` is `adam`), or empty."""
-    base = re.sub(r"_\d+\Z", "", label.lower())
+    """The optimizer class that an optimizer's own name gives away (`rm_sprop_1` is `rmsprop`), or empty."""
+    base = re.sub(r"_\d+\Z", "", label.lower()).replace("_", "")
     return base if base in _FAMILIES else ""
 
 

@@ -7,10 +7,12 @@ of version 1, which was never refactored. Every part is a program of its own, as
 from __future__ import annotations
 
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 
 from absl import app, flags
 
@@ -35,9 +37,10 @@ def main(argv: list[str]) -> int:
     _title(f"1. Version 1 trains for {whole} steps on {_REPLICAS.value} replicas, and saves after {half}")
     _train(out, version=1, steps=whole, more=[f"--checkpoint_every={half}"])
     _title("2. The dry run: what would go where in version 2? No tensor is read, nothing changes")
-    _run(out, "plan_restore", "--target=lm.targets:version_2", f"--restore_from={saved}", f"--rules={_RULES}")
+    given = [f"--restore_from={saved}", f"--rules={_RULES}"]
+    _run(out, "plan_restore", "--target=lm.targets:version_2", *given, trim=_without_moments)
     _title(f"3. Version 2 restores ckpt-{half}, and trains on from step {half} to step {whole}")
-    _train(out, version=2, steps=whole, more=["--restore=required", f"--restore_from={saved}", f"--rules={_RULES}"])
+    _train(out, version=2, steps=whole, more=["--restore=required", *given])
     _title("4. The losses beside those of the run that was never refactored")
     return _compare(out)
 
@@ -66,21 +69,45 @@ def _train(out: pathlib.Path, *, version: int, steps: int, more: list[str]) -> N
         f"--loss_log={out / f'v{version}.jsonl'}",
         f"--log_dir={out / 'tensorboard' / f'v{version}'}",
         *more,
+        trim=_without_plan,
     )
 
 
-def _run(out: pathlib.Path, script: str, *arguments: str) -> None:
+def _run(
+    out: pathlib.Path, script: str, *arguments: str, trim: Callable[[Iterable[str]], Iterator[str]] = iter
+) -> None:
     """Runs a script of this directory; TensorFlow's chatter goes to a file, and is shown when the script fails."""
-    command = [str(_HERE / f"{script}.py"), *arguments]
     print(f"$ python scripts/{script}.py {shlex.join(arguments)}\n", flush=True)
+    command = [sys.executable, str(_HERE / f"{script}.py"), *arguments]
     chatter = out / f"{script}.stderr"
     with chatter.open("w") as errors:
-        code = subprocess.run(
-            [sys.executable, *command], stderr=errors, stdin=subprocess.DEVNULL, check=False
-        ).returncode
-    if code:
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": errors, "text": True}
+        with subprocess.Popen(command, **options) as running:
+            for line in trim(running.stdout):
+                print(line, end="", flush=True)
+    if running.returncode:
         print(chatter.read_text(), file=sys.stderr)
-        sys.exit(f"demo: {script} ended with {code}")
+        sys.exit(f"demo: {script} ended with {running.returncode}")
+
+
+def _without_moments(lines: Iterable[str]) -> Iterator[str]:
+    """Leaves out the rows of Adam's moments: they say of each weight twice more what its own row says."""
+    hidden = 0
+    for line in lines:
+        if re.match(r"\w+ +optimizer/(momentum|velocity)/", line):
+            hidden += 1
+        else:
+            yield line
+    yield f"(Not shown here: {hidden} rows of Adam's moments. They follow their weights, as the coverage says.)\n"
+
+
+def _without_plan(lines: Iterable[str]) -> Iterator[str]:
+    """Leaves out the table of the plan, which the dry run has shown; what was covered stays."""
+    hidden = False
+    for line in lines:
+        hidden = (hidden or line.startswith("status ")) and bool(line.strip())
+        if not hidden:
+            yield line
 
 
 def _title(text: str) -> None:

