@@ -6,7 +6,7 @@ One of the two places that tell strategies apart: replicated variables are assig
 
 from __future__ import annotations
 
-import crc32c
+import google_crc32c
 import numpy as np
 import tensorflow as tf
 
@@ -53,8 +53,8 @@ def checksum(value: np.ndarray) -> int:
     if value.dtype == object:
         items = [bytes(item) for item in value.ravel()]
         data = b"".join(len(item).to_bytes(8, "little") + item for item in items)
-        return int(crc32c.crc32c(data))
-    return int(crc32c.crc32c(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data))
+        return int(google_crc32c.extend(0, data))
+    return int(google_crc32c.extend(0, np.ascontiguousarray(value).reshape(-1).view(np.uint8)))
 
 
 def _is_on_read(variable: tf.Variable) -> bool:

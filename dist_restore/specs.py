@@ -36,8 +36,13 @@ ITEM_SIZES: dict[str, int] = {
     "float8_e5m2fnuz": 1,
     "int4": 1,
     "uint4": 1,
+    "int2": 1,
+    "uint2": 1,
+    "float4_e2m1fn": 1,
     "qint8": 1,
     "quint8": 1,
+    "qint16": 2,
+    "quint16": 2,
     "qint32": 4,
     "string": 0,
 }

@@ -6,6 +6,7 @@ of version 1, which was never refactored. Every part is a program of its own, as
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import shlex
@@ -25,7 +26,7 @@ _REPLICAS = flags.DEFINE_integer("replicas", 2, "Logical CPU devices to train on
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-5, "Largest relative difference between two losses.", lower_bound=0.0)
 
 _HERE = pathlib.Path(__file__).resolve().parent
-_RULES = _HERE.parent / "configs" / "rules" / "lm_v1_to_v2.toml"
+_RULES = os.path.relpath(_HERE.parent / "configs" / "rules" / "lm_v1_to_v2.toml")
 _MARK = "made by scripts/demo.py"
 
 

@@ -124,9 +124,7 @@ def entry(shape: Sequence[int] = (2,), dtype: int = 1, **fields: int) -> bytes:
     return proto.SerializeToString()
 
 
-def hand_made(
-    prefix: Path, items: Mapping[bytes, bytes], data: bytes = b"\0" * 64, first: bytes | None = None
-) -> str:
+def hand_made(prefix: Path, items: Mapping[bytes, bytes], data: bytes = b"\0" * 64, first: bytes | None = None) -> str:
     """A checkpoint whose index says `items`, with right checksums in the index."""
     rows = [block_entry(0, b"", header() if first is None else first)]
     rows += [block_entry(0, key, value) for key, value in sorted(items.items())]

@@ -171,10 +171,10 @@ class Net(keras.Model):
         super().__init__()
         for name, layer in layers.items():
             setattr(self, name, layer)
-        self._order = tuple(layers)
+        self.order = tuple(layers)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        for name in self._order:
+        for name in self.order:
             layer = getattr(self, name)
             x = layer(x, training=training) if isinstance(layer, keras.layers.Dropout) else layer(x)
         return x
@@ -183,8 +183,10 @@ class Net(keras.Model):
 class Stack(keras.Model):
     """A subclassed model whose blocks are in a plain list."""
 
-    def __init__(self, count: int, *, width: int = 4, names: Callable[[int], str | None] = lambda i: None) -> None:
-        super().__init__()
+    def __init__(
+        self, count: int, *, width: int = 4, names: Callable[[int], str | None] = lambda i: None, name: str | None = None
+    ) -> None:
+        super().__init__(name=name)
         self.blocks = [keras.layers.Dense(width, name=names(i)) for i in range(count)]
         self.head = keras.layers.Dense(width)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
+from pathlib import Path
 
 import bundle_fixtures as fx
 import numpy as np
@@ -31,13 +33,27 @@ def test_every_fixed_size_dtype_reads_as_tensorflow_reads_it(all_dtypes, dtype):
 
 
 def test_dtypes_that_only_newer_releases_have_read_too(tmp_path):
-    ml_dtypes = pytest.importorskip("ml_dtypes", "0.5")
-    dtype = getattr(tf.dtypes, "experimental", None) and getattr(tf.dtypes.experimental, "float4_e2m1fn", None)
-    if dtype is None:
-        pytest.skip("this TensorFlow has no float4")
-    value = np.arange(6).astype(ml_dtypes.float4_e2m1fn)
-    prefix = fx.save(tmp_path / "ckpt", {"x": tf.constant(value, dtype)})
-    assert fx.same_bytes(Bundle.open(prefix).read("x"), fx.tf_reads(prefix, "x"))
+    for name in ("float4_e2m1fn", "int2", "uint2"):
+        try:
+            dtype = tf.dtypes.as_dtype(name)
+        except TypeError:
+            pytest.skip(f"this TensorFlow has no {name}")
+        value = np.array([0, 1, 1, 0]).astype(dtype.as_numpy_dtype)
+        prefix = fx.save(tmp_path / name, {"x": tf.constant(value, dtype)})
+        assert fx.same_bytes(Bundle.open(prefix).read("x"), fx.tf_reads(prefix, "x"))
+
+
+def test_a_check_and_a_read_into_given_memory_take_no_memory_of_their_own(tmp_path):
+    value = np.zeros((10, 1 << 20), np.float32)
+    bundle = Bundle.open(fx.save(tmp_path / "ckpt", {"x": value, "s": [b"y" * 20_000_000] * 2}))
+    tracemalloc.start()
+    bundle.check("x")
+    bundle.check("s")
+    bundle.read("x", out=value)
+    bundle.read("x", Box((0, 5), (10, 1 << 19)), out=np.empty((10, 1 << 19), np.float32))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (10 << 21) + (3 << 20)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (1, 1, 1)])
@@ -195,7 +211,7 @@ def test_a_newer_format_version_is_left_to_tensorflow(tmp_path):
     newer = fx.tensor_bundle_pb2.BundleHeaderProto(num_shards=1)
     newer.version.producer = 2
     items = {k: fx.entry(e.spec.shape, _number(e.spec.dtype), **_place(e)) for k, e in rows}
-    data = open(fx.data_file(prefix), "rb").read()
+    data = Path(fx.data_file(prefix)).read_bytes()
     bundle = Bundle.open(fx.hand_made(tmp_path / "ckpt", items, data, first=newer.SerializeToString()))
     assert bundle.entries["x"].spec == TensorSpec((2, 3), "float32")
     assert bundle.read("x", Box((1, 0), (1, 2))).tolist() == [[3.0, 4.0]]

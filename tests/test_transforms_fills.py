@@ -8,7 +8,7 @@ import pytest
 from dist_restore import transforms as t
 from dist_restore.errors import DtypeMismatchError, RestoreError, RuleError, ShapeMismatchError
 from dist_restore.specs import Box, TensorSpec
-from dist_restore.transforms import Cast, Fill, Fit, Pad
+from dist_restore.transforms import Cast, Concat, Fill, Fit, Pad, Reshape, Scale, Transpose
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -139,3 +139,17 @@ def test_an_empty_target_needs_nothing() -> None:
 
 def test_a_pad_that_adds_nothing_is_no_copy() -> None:
     assert np.shares_memory(t.apply((Pad((0, 0), (0, 0), Fill.KEEP),), [X]), X)
+
+
+def test_what_is_padded_before_a_merge_is_counted_and_read_rightly() -> None:
+    ops = (Pad((1, 0), (0, 0), Fill.ZEROS), Concat(0), Transpose((1, 0)), Reshape((2, 2, 10)), Scale(2.0))
+    arrays = [X, X[:2] + 20, X[:2] + 40]
+    specs = tuple(TensorSpec(a.shape, "float32") for a in arrays)
+    padded = [np.pad(a, ((1, 0), (0, 0))) for a in arrays]
+    expected = 2 * np.concatenate(padded).T.reshape(2, 2, 10)
+    np.testing.assert_array_equal(t.apply(ops, arrays), expected)
+    assert t.filled_elements(ops, specs) == 12 + 8 + 8
+    boxes = t.source_boxes(ops, specs)
+    assert boxes == tuple(Box.whole(a.shape) for a in arrays)
+    np.testing.assert_array_equal(t.apply_boxed(ops, specs, boxes, arrays), expected)
+    assert t.pull_back(ops, specs, Box((0, 1, 5), (1, 1, 3))) == (None, Box((0, 1), (2, 1)), None)

@@ -8,10 +8,10 @@ Every rule must fire.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from dist_restore.errors import RuleError
-from dist_restore.resolve.names import NameTable
+from dist_restore.resolve.names import Named, NameTable
 from dist_restore.resolve.nearest import nearest, quote
 from dist_restore.resolve.patterns import Captures, Pattern, compile_pattern, compile_template
 from dist_restore.resolve.rules import Rule, RuleSet
@@ -39,7 +39,15 @@ class Assignment:
 
 
 class Decisions:
-    """What the rules decided; filled in by `apply_rules`, read by the resolver."""
+    """What the rules decided; filled in by `apply_rules`, read by the resolver.
+
+    Attributes:
+      assigned: target -> its assignment.
+      kept: target -> the rule that keeps its value.
+      dropped: source -> the rule that drops it.
+      used: source -> the first rule that uses it.
+      missed: source -> (rule, target) where a rule maps it to a target that it cannot fill.
+    """
 
     def __init__(self) -> None:
         self.assigned: dict[str, Assignment] = {}
@@ -86,7 +94,9 @@ class _Application:
     ) -> None:
         self._rule, self._index = rule, index
         self._sources, self._targets, self._decisions = sources, targets, decisions
-        self._before = dict(decisions.used)  # what earlier rules took; this rule may use a source twice
+        first = [compile_pattern(text, regex=rule.regex) for text in rule.sources[:1]]
+        self._from = (*first, *(compile_template(text, regex=rule.regex) for text in rule.sources[1:]))
+        self._to = tuple(compile_template(text, regex=rule.regex) for text in rule.targets)
 
     def run(self) -> bool:
         if self._rule.keep:
@@ -97,21 +107,21 @@ class _Application:
 
     def _keep(self) -> bool:
         pattern = compile_pattern(self._rule.keep, regex=self._rule.regex)
-        found = [v for v, _ in _matches(pattern, self._targets) if self._decisions.decided(v.name) is None]
-        self._decisions.kept.update((v.name, self._index) for v in found)
+        found = [v.name for v, _ in _matches(pattern, self._targets) if self._decisions.decided(v.name) is None]
+        self._decisions.kept.update(dict.fromkeys(found, self._index))
         return bool(found)
 
     def _drop(self) -> bool:
         pattern = compile_pattern(self._rule.drop, regex=self._rule.regex)
-        found = [t for t, _ in _matches(pattern, self._sources) if self._free(t, pattern)]
-        self._decisions.dropped.update((t.name, self._index) for t in found)
+        found = [t.name for t, _ in _matches(pattern, self._sources, self._decisions.used) if self._may_drop(t, pattern)]
+        self._decisions.dropped.update(dict.fromkeys(found, self._index))
         return bool(found)
 
-    def _free(self, tensor: SourceTensor, pattern: Pattern) -> bool:
-        earlier = self._before.get(tensor.name)
-        if earlier is not None and pattern.literal and self._rule.drop:
-            raise RuleError(f"{tensor.name!r} is used by rule {earlier + 1}. Remove one of the two rules.")
-        return earlier is None and tensor.name not in self._decisions.dropped
+    def _may_drop(self, tensor: SourceTensor, pattern: Pattern) -> bool:
+        if pattern.literal and tensor.name in self._decisions.used:
+            rule = self._decisions.used[tensor.name]
+            raise RuleError(f"{tensor.name!r} is used by rule {rule + 1}. Remove one of the two rules.")
+        return tensor.name not in self._decisions.dropped
 
     def _map(self) -> bool:
         fired = False
@@ -123,80 +133,90 @@ class _Application:
 
     def _captures(self) -> Iterator[Captures]:
         """The captures of each match, from the side whose captures stand alone."""
-        first = compile_pattern(self._rule.sources[0], regex=self._rule.regex)
+        first = self._from[0]
         if first.computed:
             yield from self._captures_of_target(first)
         elif first.literal:
             yield {}
         else:
-            yield from (captures for t, captures in _matches(first, self._sources) if self._free(t, first))
+            # A list: what this rule takes on the way does not change what it matches.
+            yield from [captures for _, captures in _matches(first, self._sources, self._decisions.used)]
 
     def _captures_of_target(self, first: Pattern) -> Iterator[Captures]:
-        driver = compile_pattern(self._rule.targets[0])
+        driver = self._to[0]
         if driver.computed or not driver.bare:
             raise RuleError(
                 f"{first.text!r} and {driver.text!r} both compute with captures, so neither can be matched. "
                 "One side must have each capture alone, such as {i}."
             )
-        for _, captures in _matches(driver, self._targets):
-            yield captures
+        yield from (captures for _, captures in _matches(driver, self._targets))
 
     def _lookup_sources(self, captures: Captures) -> tuple[SourceTensor, ...] | None:
-        found = []
-        for position, text in enumerate(self._rule.sources):
-            name = compile_template(text, regex=self._rule.regex and position > 0).fill(captures)
-            if position == 0 and self._rule.regex:
-                name = captures["0"]
+        found: list[SourceTensor] = []
+        for position, pattern in enumerate(self._from):
+            # The first regex is what was matched; only the others are templates.
+            name = captures["0"] if pattern.regex and position == 0 else pattern.fill(captures)
             tensor = self._sources.get(name) if name is not None else None
             if tensor is None:
-                return self._source_missing(text, name, found)
+                self._refuse_half(found, name or pattern.text)
+                return None
+            if not self._is_free(tensor, pattern):
+                return None
             found.append(tensor)
         return tuple(found)
 
-    def _source_missing(self, text: str, name: str | None, found: list[SourceTensor]) -> None:
-        if not found:
-            return
-        close = nearest(name or text, self._sources.all_names())
-        raise RuleError(
-            f"{found[0].name!r} is in {self._sources.side}, and {name or text!r}, which the rule joins it with, is not. "
-            f"Nearest names: {quote(close) or 'none'}."
+    def _is_free(self, tensor: SourceTensor, pattern: Pattern) -> bool:
+        """Whether this rule may take a source: a pattern passes over what earlier rules took or dropped."""
+        dropped = self._decisions.dropped.get(tensor.name)
+        if dropped is not None and pattern.literal:
+            raise RuleError(f"{tensor.name!r} is dropped by rule {dropped + 1}. Remove one of the two rules.")
+        return pattern.literal or (
+            dropped is None and self._decisions.used.get(tensor.name, self._index) == self._index
         )
 
-    def _assign(self, sources: tuple[SourceTensor, ...], captures: Captures) -> bool:
-        fired = False
-        parts = len(self._rule.targets)
-        for part, text in enumerate(self._rule.targets):
-            name = compile_template(text, regex=self._rule.regex).fill(captures)
-            variable = self._targets.get(name) if name is not None else None
-            if variable is None:
-                self._miss(sources, name or text)
-            elif self._claim(variable, sources):
-                assignment = Assignment(sources, self._rule.ops, part, parts, self._index)
-                self._decisions.assigned[variable.name] = assignment
-                self._decisions.used.update((t.name, self._index) for t in sources)
-                fired = True
-        return fired
+    def _refuse_half(self, found: list[SourceTensor], missing: str) -> None:
+        """Raises where some of the tensors that a rule joins are there and others are not."""
+        if found:
+            close = nearest(missing, self._sources.all_names())
+            raise RuleError(
+                f"{found[0].name!r} is in {self._sources.side}, and {missing!r}, which the rule joins it with, is not. "
+                f"Nearest names: {quote(close) or 'none'}."
+            )
 
-    def _miss(self, sources: tuple[SourceTensor, ...], name: str) -> None:
-        if len(self._rule.targets) > 1 and any(t.name in self._decisions.used for t in sources):
+    def _assign(self, sources: tuple[SourceTensor, ...], captures: Captures) -> bool:
+        names = [pattern.fill(captures) or pattern.text for pattern in self._to]
+        variables = [self._targets.get(name) for name in names]
+        if not any(variables):
+            for tensor in sources:
+                self._decisions.missed.setdefault(tensor.name, (self._index, names[0]))
+            return False
+        return any([self._assign_part(sources, part, names[part], v) for part, v in enumerate(variables)])
+
+    def _assign_part(
+        self, sources: tuple[SourceTensor, ...], part: int, name: str, variable: TargetVariable | None
+    ) -> bool:
+        if variable is None:
             close = nearest(name, self._targets.all_names())
             raise RuleError(
                 f"{name!r} is not in {self._targets.side}, though the rule's other targets are. "
                 f"Nearest names: {quote(close) or 'none'}."
             )
+        if not self._claim(variable, sources, self._to[part]):
+            return False
+        assignment = Assignment(sources, self._rule.ops, part, len(self._to), self._index)
+        self._decisions.assigned[variable.name] = assignment
         for tensor in sources:
-            self._decisions.missed.setdefault(tensor.name, (self._index, name))
+            self._decisions.used.setdefault(tensor.name, self._index)
+        return True
 
-    def _claim(self, variable: TargetVariable, sources: tuple[SourceTensor, ...]) -> bool:
+    def _claim(self, variable: TargetVariable, sources: tuple[SourceTensor, ...], pattern: Pattern) -> bool:
         """Whether this rule may decide the target."""
         earlier = self._decisions.decided(variable.name)
         if earlier is None:
             return True
-        present = self._decisions.assigned.get(variable.name)
-        literal = not any("{" in text for text in self._rule.targets) and not self._rule.regex
-        if present is not None and present.rule == self._index and present.sources == sources:
-            return False
-        if earlier == self._index or literal:
+        if earlier == self._index:
+            raise RuleError(f"two matches of this rule for one target, {variable.name!r}. Write a rule for each.")
+        if pattern.literal:
             raise RuleError(
                 f"two rules for one target: {variable.name!r} is decided by rule {earlier + 1} already. "
                 "Remove one of them, or put the more special one first and let it be a pattern's exception."
@@ -209,35 +229,41 @@ class _Application:
 
 
 def _matches(
-    pattern: Pattern, table: NameTable[SourceTensor] | NameTable[TargetVariable]
-) -> Iterator[tuple[SourceTensor, Captures]]:
-    """Each item once, with the captures of the first of its names that matches."""
+    pattern: Pattern, table: NameTable[Named], taken: Container[str] = ()
+) -> Iterator[tuple[Named, Captures]]:
+    """Each item once, with the captures of the first of its names that matches; a pattern passes over `taken`."""
     if pattern.literal:
         item = table.get(pattern.text)
         if item is not None:
-            yield item, {}  # type: ignore[misc]
+            yield item, {}
         return
     seen: set[str] = set()
-    for name, item in table.names():
-        if item.name not in seen:
+    for name, item in table.names:
+        if name.startswith(pattern.prefix) and item.name not in taken and item.name not in seen:
             captures = pattern.match(name)
             if captures is not None:
                 seen.add(item.name)
-                yield item, {"0": name, **captures}  # type: ignore[misc]
+                yield item, captures
 
 
 def _hint(
     rule: Rule, sources: NameTable[SourceTensor], targets: NameTable[TargetVariable], decisions: Decisions
 ) -> str:
     """What is wrong with a rule that matched nothing: a source or target that is not there, with nearest names."""
-    checks = [(text, sources) for text in (*rule.sources, rule.drop) if text]
-    checks += [(text, targets) for text in (*rule.targets, rule.keep) if text]  # type: ignore[misc]
-    for text, table in checks:
-        if not rule.regex and not any(True for _ in _matches(compile_pattern(text), table)):
-            close = nearest(text, table.all_names())
-            return f"No name in {table.side} matches {text!r}. Nearest names: {quote(close) or 'none'}."
+    hints = [_missing(text, rule.regex, sources) for text in (*rule.sources, rule.drop) if text]
+    hints += [_missing(text, rule.regex, targets) for text in (*rule.targets, rule.keep) if text]
+    for hint in filter(None, hints):
+        return hint
     if decisions.missed:
         name, (_, target) = next(reversed(decisions.missed.items()))
         close = nearest(target, targets.all_names())
         return f"It would map {name!r} to {target!r}. Nearest names in the model: {quote(close) or 'none'}."
     return "Earlier rules took all that it matches. If it may match nothing, say optional = true."
+
+
+def _missing(text: str, regex: bool, table: NameTable[Named]) -> str:
+    """That no name matches a pattern, and which are near; empty when one does."""
+    if regex or any(True for _ in _matches(compile_pattern(text), table)):
+        return ""
+    close = nearest(text, table.all_names())
+    return f"No name in {table.side} matches {text!r}. Nearest names: {quote(close) or 'none'}."

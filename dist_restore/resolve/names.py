@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from dist_restore.errors import RuleError
 from dist_restore.specs import AliasKind, SourceTensor, TargetVariable
 
-Named = TypeVar("Named", SourceTensor, TargetVariable)
+Named = TypeVar("Named", bound=SourceTensor | TargetVariable)
+_MATCHED = (AliasKind.SEMANTIC, AliasKind.FLAT)
 
 
 class NameTable(Generic[Named]):
@@ -24,12 +26,17 @@ class NameTable(Generic[Named]):
         """
         self.side = side
         self.items = tuple(items)
-        self._canonical = {item.name: item for item in items}
-        self._aliases: dict[str, list[Named]] = collections.defaultdict(list)
-        for item in items:
+        self._canonical: Mapping[str, Named] = {item.name: item for item in items}
+
+    @functools.cached_property
+    def _aliases(self) -> Mapping[str, Sequence[tuple[Named, AliasKind]]]:
+        """Alias -> the items that have it; a name that is somebody's canonical one is nobody's alias."""
+        table: dict[str, list[tuple[Named, AliasKind]]] = collections.defaultdict(list)
+        for item in self.items:
             for alias in item.aliases:
                 if alias.name not in self._canonical:
-                    self._aliases[alias.name].append(item)
+                    table[alias.name].append((item, alias.kind))
+        return dict(table)
 
     def get(self, name: str) -> Named | None:
         """The item of this name, or None.
@@ -40,30 +47,27 @@ class NameTable(Generic[Named]):
         item = self._canonical.get(name)
         if item is not None:
             return item
-        found = self._aliases.get(name, [])
+        found = self._aliases.get(name, ())
         if len(found) > 1:
             raise RuleError(
                 f"{name!r} is a name of {len(found)} tensors of {self.side}: "
-                f"{', '.join(repr(i.name) for i in found[:5])}. Use the full name of the one that you mean."
+                f"{', '.join(repr(i.name) for i, _ in found[:5])}. Use the full name of the one that you mean."
             )
-        return found[0] if found else None
+        return found[0][0] if found else None
 
-    def names(self) -> Iterator[tuple[str, Named]]:
+    @functools.cached_property
+    def names(self) -> Sequence[tuple[str, Named]]:
         """Canonical names and the semantic aliases: what a pattern with captures may match.
 
         Positional names are left out: `optimizer/{rest}` would otherwise match most of a Keras 3 model, whose
         variables are also `optimizer/trainable_variables/N`.
         """
-        for item in self.items:
-            yield item.name, item
-        for name, items in self._aliases.items():
-            if len(items) == 1 and _kind(items[0], name) in (AliasKind.SEMANTIC, AliasKind.FLAT):
-                yield name, items[0]
+        named = [(item.name, item) for item in self.items]
+        for name, found in self._aliases.items():
+            if len(found) == 1 and found[0][1] in _MATCHED:
+                named.append((name, found[0][0]))
+        return named
 
     def all_names(self) -> Iterable[str]:
         """Canonical names, for the nearest ones in messages."""
-        return self._canonical
-
-
-def _kind(item: SourceTensor | TargetVariable, name: str) -> AliasKind:
-    return next(a.kind for a in item.aliases if a.name == name)
+        return self._canonical.keys()

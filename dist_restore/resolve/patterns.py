@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import re2
 
@@ -20,6 +21,8 @@ MAX_PATTERN = 2000
 _PLACE = re.compile(r"\{([^{}]*)\}")
 _EXPRESSION = re.compile(r"[A-Za-z_]\w*|\d+|//|[+*-]|\s+|.")
 _BARE = re.compile(r"[A-Za-z_]\w*\Z")
+# An index beyond this is no index.
+MAX_INDEX = 10**9
 _REFERENCE = re.compile(r"\\g<(\w+)>|\\(\d+)|\\(.)", re.DOTALL)
 
 Captures = Mapping[str, str]
@@ -33,14 +36,19 @@ class Pattern:
       text: as the rule has it.
       regex: whether `text` is a regular expression.
       prefix: what every matching name begins with; a cheap first test.
+      pieces: the text in parts: literals (text, None) and ("", expression between braces).
       places: the expressions between braces, in order.
+      repeats: whether some place is no capture of its own, so that a match must be checked by filling it in.
+      compiled: what names are matched with; None for a plain name, which may hold bytes that RE2 cannot take.
     """
 
     text: str
     regex: bool
     prefix: str
+    pieces: tuple[tuple[str, str | None], ...]
     places: tuple[str, ...]
-    compiled: re2._Regexp
+    repeats: bool
+    compiled: re2._Regexp | None
 
     @property
     def literal(self) -> bool:
@@ -59,6 +67,8 @@ class Pattern:
 
     def match(self, name: str) -> Captures | None:
         """The captures if the whole name matches, else None."""
+        if self.compiled is None:
+            return {} if name == self.text else None
         if not name.startswith(self.prefix):
             return None
         try:
@@ -67,17 +77,17 @@ class Pattern:
             return None
         if found is None:
             return None
-        numbered = {str(i + 1): value or "" for i, value in enumerate(found.groups())}
-        captures = {**numbered, **{k: v or "" for k, v in found.groupdict().items()}}
-        repeats = len(self.places) != len(self.bare)
-        return None if repeats and self.fill(captures) != name else captures
+        captures = {k: v or "" for k, v in found.groupdict().items()}
+        if self.regex:  # numbers stand for groups here only: in `{i+1}` the 1 is a number
+            return {**captures, "0": name, **{str(i): v or "" for i, v in enumerate(found.groups(), 1)}}
+        return None if self.repeats and self.fill(captures) != name else captures
 
     def fill(self, captures: Captures) -> str | None:
         """The name with captures filled in; None when arithmetic leaves the natural numbers."""
         if self.regex:
             return _expand(self.text, captures)
         parts = []
-        for piece, place in _pieces(self.text):
+        for piece, place in self.pieces:
             value = piece if place is None else _value(place, captures, self.text)
             if value is None:
                 return None
@@ -94,17 +104,21 @@ def compile_pattern(text: str, *, regex: bool = False) -> Pattern:
     if not text or len(text) > MAX_PATTERN:
         raise RuleError(f"A name pattern must have 1 to {MAX_PATTERN} characters; this one has {len(text)}.")
     if regex:
-        return Pattern(text, True, "", (), _compile(text, text))
-    places = tuple(place for _, place in _pieces(text) if place is not None)
-    prefix = next(piece for piece, _ in _pieces(text))
-    return Pattern(text, False, prefix, places, _compile(_to_regex(text), text))
+        return Pattern(text, True, "", (), (), False, _compile(text, text))
+    pieces = tuple(_pieces(text))
+    places = tuple(place for _, place in pieces if place is not None)
+    for place in places:
+        _Arithmetic(place, dict.fromkeys(_EXPRESSION.findall(place), "1"), text).result()  # refuses nonsense
+    repeats = sum(_BARE.match(place) is not None for place in set(places)) != len(places)
+    compiled = _compile(_to_regex(pieces, text), text) if places else None
+    return Pattern(text, False, pieces[0][0], pieces, places, repeats, compiled)
 
 
 def compile_template(text: str, *, regex: bool = False) -> Pattern:
     """Compiles a side that is only filled in: with `regex`, `\\1` and `\\g<name>` stand for the groups."""
     if not regex:
         return compile_pattern(text)
-    return Pattern(text, True, "", (), _compile("", text))
+    return Pattern(text, True, "", (), (), False, None)
 
 
 def _pieces(text: str) -> list[tuple[str, str | None]]:
@@ -123,9 +137,10 @@ def _literal(piece: str, text: str) -> str:
     return piece
 
 
-def _to_regex(text: str) -> str:
+def _to_regex(pieces: Sequence[tuple[str, str | None]], text: str) -> str:
+    _require_utf8(text)
     parts, seen = [], set[str]()
-    for piece, place in _pieces(text):
+    for piece, place in pieces:
         if place is None:
             parts.append(re2.escape(piece))
         elif _BARE.match(place) and place not in seen:
@@ -142,7 +157,17 @@ def _capture_class(place: str) -> str:
     return r"[0-9]+" if len(place) == 1 or not _BARE.match(place) else "[^/]+"
 
 
+def _require_utf8(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RuleError(
+            f"The pattern {text[:200]!r} cannot be read: it is no UTF-8. Spell such a name out, without captures."
+        ) from error
+
+
 def _compile(expression: str, text: str) -> re2._Regexp:
+    _require_utf8(expression)
     options = re2.Options()
     options.max_mem = 8 << 20
     options.log_errors = False
@@ -179,6 +204,10 @@ def _value(place: str, captures: Captures, text: str) -> str | None:
     return None if number is None or number < 0 else str(number)
 
 
+class _NoIndexError(Exception):
+    """A result beyond any index."""
+
+
 class _Arithmetic:
     """Evaluates `i+1`, `i//2`, `4*i+j`: integers, captures, + - * // with their usual precedence."""
 
@@ -187,15 +216,18 @@ class _Arithmetic:
         self._tokens = [t for t in _EXPRESSION.findall(expression) if not t.isspace()]
 
     def result(self) -> int | None:
-        value = self._sum()
+        """The value, or None when it is beyond any index."""
+        try:
+            value = self._sum()
+        except _NoIndexError:
+            return None
         if self._tokens:
             self._refuse(f"unexpected {self._tokens[0]!r}")
-        # An index beyond this is no index; it also bounds the cost of hostile arithmetic.
-        return value if abs(value) < 10**9 else None
+        return value if abs(value) < MAX_INDEX else None
 
     def _sum(self) -> int:
         value = self._product()
-        while self._tokens and self._tokens[0] in "+-":
+        while self._tokens and self._tokens[0] in ("+", "-"):
             value = value + self._product() if self._tokens.pop(0) == "+" else value - self._product()
         return value
 
@@ -206,17 +238,20 @@ class _Arithmetic:
             if operator == "//" and factor == 0:
                 self._refuse("division by zero")
             value = value * factor if operator == "*" else value // factor
-            value = max(min(value, 10**12), -(10**12))
+            if value >= MAX_INDEX**2:  # bounds the cost of hostile arithmetic
+                raise _NoIndexError
         return value
 
     def _factor(self) -> int:
         token = self._tokens.pop(0) if self._tokens else ""
-        digits = self._captures.get(token, token)
-        if not digits.isascii() or not digits.isdigit() or len(digits) > 9:
+        digits = self._captures[token] if _BARE.match(token) and token in self._captures else token
+        if not digits.isascii() or not digits.isdigit():
             self._refuse(f"{token!r} is no digit capture and no number")
+        if len(digits) >= len(str(MAX_INDEX)):
+            raise _NoIndexError
         return int(digits)
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str) -> NoReturn:
         raise RuleError(
             f"{{{self._expression}}} in {self._text[:200]!r} cannot be computed: {why}. "
             "Index arithmetic is + - * // over {i}-style captures and integers."

@@ -5,6 +5,7 @@ Rules are data that can be reviewed and committed. What they match is decided in
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import tomllib
@@ -128,8 +129,10 @@ class RuleSet:
             return RuleSet.load(value)
         if isinstance(value, Mapping):
             return RuleSet.from_mapping(value)
-        if isinstance(value, Sequence) and all(isinstance(rule, Rule) for rule in value):
-            return RuleSet(tuple(value))
+        if isinstance(value, Sequence):
+            rules = tuple(rule for rule in value if isinstance(rule, Rule))
+            if len(rules) == len(value):
+                return RuleSet(rules)
         raise RuleError(
             f"Rules are a path of a TOML file, a RuleSet, a list of Rule or a dict of names; not {type(value).__name__}."
         )
@@ -145,8 +148,8 @@ class RuleSet:
         try:
             with open(name, "rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise RuleError(f"The rule file {name!r} cannot be read: {error.strerror}.") from error
+        except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+            raise RuleError(f"The rule file {name!r} cannot be read: {error}.") from error
         if len(data) > MAX_FILE_BYTES:
             raise RuleError(f"The rule file {name!r} is larger than {MAX_FILE_BYTES} bytes.")
         return RuleSet.from_toml(data.decode("utf-8", "replace"), origin=name)
@@ -160,14 +163,14 @@ class RuleSet:
         """
         try:
             tables = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise RuleError(f"{origin or 'The rules'}: bad TOML: {error}.") from error
         return _from_tables(tables, origin)
 
     @staticmethod
     def from_mapping(mapping: Mapping[str, object]) -> RuleSet:
         """Reads a plain `{"old/name": "new/name"}` dict, or one of the shape of a rule file."""
-        if mapping and set(mapping) <= {"rule", "slots"} and not isinstance(mapping.get("rule"), str):
+        if mapping and set(mapping) <= {"rule", "slots"} and not any(isinstance(v, str) for v in mapping.values()):
             return _from_tables(mapping, "")
         rules = []
         for old, new in mapping.items():
@@ -193,7 +196,11 @@ def _from_tables(tables: Mapping[str, object], origin: str) -> RuleSet:
 def _slots(table: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(table, Mapping):
         raise RuleError("[slots] is a table of role names, such as velocity = 'momentum'.")
-    return tuple((_text(k, "slots"), _text(v, "slots")) for k, v in table.items())
+    pairs = tuple((_text(k, "slots"), _text(v, "slots")) for k, v in table.items())
+    twice = [role for role, count in collections.Counter(v for _, v in pairs).items() if count > 1]
+    if twice:
+        raise RuleError(f"[slots] gives the role {twice[0]!r} two sources. Remove one of them.")
+    return pairs
 
 
 def _names(value: str | Sequence[str]) -> tuple[str, ...]:

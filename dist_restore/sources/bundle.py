@@ -15,7 +15,6 @@ from dist_restore.errors import CheckpointCorruptError
 from dist_restore.sources import regions, stored, tf_dtypes
 from dist_restore.sources.bundle_index import (
     BundleEntry,
-    NewerFormatError,
     SliceEntry,
     check_entries,
     join_slices,
@@ -56,7 +55,7 @@ class Bundle:
         data = read_all(path, _MAX_INDEX_SIZE)
         try:
             return cls._parse(prefix, path, data)
-        except (CompressedTableError, NewerFormatError):
+        except CompressedTableError:
             return cls(TfReader(prefix).entries(), {}, Shards(prefix, 0))
 
     @classmethod
@@ -65,11 +64,13 @@ class Bundle:
         key, header = next(items, (None, b""))
         if key != b"":
             raise CheckpointCorruptError(f"{path}: expected a header under the empty key, found {key!r}")
-        shards = Shards(prefix, parse_header(header, path))
+        num_shards, known = parse_header(header, path)
+        shards = Shards(prefix, num_shards)
         entries = parse_entries(items, path)
         check_entries(entries, shards.sizes, path)
         parts = join_slices(entries, path)
-        return cls(entries, parts, shards)
+        # A newer format is checked like this one first: on a shape that overflows TensorFlow ends the process.
+        return cls(entries, parts, shards) if known else cls(TfReader(prefix).entries(), {}, shards)
 
     @property
     def num_shards(self) -> int:
@@ -159,7 +160,7 @@ class Bundle:
     def _read_by_tensorflow(self, entry: BundleEntry) -> np.ndarray:
         with self._lock:
             self._tf_reader = reader = self._tf_reader or TfReader(self._shards.prefix)
-        value = reader.read(entry.key)
+        value = reader.read(entry)
         self._shards.count(entry.size)
         return value
 

@@ -23,10 +23,6 @@ _VERSION = 1
 _MAX_RANK = 32
 
 
-class NewerFormatError(Exception):
-    """The header asks for a newer reader; TensorFlow's own may be one."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class SliceEntry:
     """One stored part of a partitioned tensor.
@@ -68,21 +64,17 @@ def decode_key(key: bytes) -> str:
     return key.decode("utf-8", "surrogateescape")
 
 
-def parse_header(value: bytes, path: str) -> int:
-    """The number of data files.
+def parse_header(value: bytes, path: str) -> tuple[int, bool]:
+    """The number of data files, and whether the version of the format is one that is known here.
 
     Raises:
       CheckpointCorruptError: the header cannot be parsed.
-      NewerFormatError: written for a newer reader than this one.
       UnsupportedFormatError: big-endian tensors.
     """
     try:
         header = tensor_bundle_pb2.BundleHeaderProto.FromString(value)
     except DecodeError as error:
         raise _corrupt(path, "", "a header", str(error)) from error
-    version = header.version
-    if version.producer > _VERSION or version.min_consumer > _VERSION or _VERSION in version.bad_consumers:
-        raise NewerFormatError(f"{path}: format version {version.producer}, and {_VERSION} is known here")
     if header.endianness != tensor_bundle_pb2.BundleHeaderProto.LITTLE:
         raise UnsupportedFormatError(
             f"{path}: tensors in big-endian byte order; only little-endian ones are read. Restore and save it once "
@@ -90,7 +82,9 @@ def parse_header(value: bytes, path: str) -> int:
         )
     if header.num_shards < 0:
         raise _corrupt(path, "", "a number of data files", str(header.num_shards))
-    return int(header.num_shards)
+    version = header.version
+    newer = version.producer > _VERSION or version.min_consumer > _VERSION or _VERSION in version.bad_consumers
+    return int(header.num_shards), not newer
 
 
 def parse_entries(items: Iterable[tuple[bytes, bytes]], path: str) -> dict[str, BundleEntry]:
@@ -112,6 +106,8 @@ def parse_entries(items: Iterable[tuple[bytes, bytes]], path: str) -> dict[str, 
         identity = (proto.dtype, proto.shape.SerializeToString())
         spec = specs.get(identity)
         if spec is None:
+            if proto.shape.unknown_rank:
+                raise _corrupt(path, key, "a shape", "an unknown one")
             spec = specs[identity] = _spec(path, key, proto.dtype, tuple(d.size for d in proto.shape.dim))
         slices = _slices(path, raw_key, spec, proto.slices) if proto.slices else ()
         entries[key] = BundleEntry(key, spec, proto.shard_id, proto.offset, proto.size, proto.crc32c, slices)
@@ -189,12 +185,13 @@ def _check_size(path: str, entry: BundleEntry) -> None:
         expected = spec.elements * dtype.itemsize
         if entry.size != expected:
             raise _corrupt(path, entry.key, f"{expected} bytes for {spec}", f"{entry.size} bytes")
-    elif spec.dtype == tf_dtypes.STRING and spec.elements:
-        least = spec.elements + string_tensors.LENGTHS_CHECKSUM_SIZE  # one byte at least for the length of each
+    elif spec.dtype == tf_dtypes.STRING:
+        # One byte at least for the length of each.
+        least = spec.elements + string_tensors.LENGTHS_CHECKSUM_SIZE if spec.elements else 0
         if entry.size < least:
             raise _corrupt(path, entry.key, f"at least {least} bytes for {spec}", f"{entry.size} bytes")
-    elif entry.size < 0:
-        raise _corrupt(path, entry.key, "a size", str(entry.size))
+    elif spec.elements > 8 * entry.size:  # TensorFlow's reader allocates first and compares sizes afterwards
+        raise _corrupt(path, entry.key, f"at least a bit for each element of {spec}", f"{entry.size} bytes")
 
 
 def _slices(

@@ -93,8 +93,9 @@ def read_all(path: str, limit: int) -> bytes:
 class _LocalFile:
     """A local file; one handle serves all threads, because `preadv` has no position to share."""
 
-    # One preadv from Python costs about as much as copying 16 KB out of the page cache (2 us).
-    gap = 16 << 10
+    # A request costs about 5 us here, in which 48 KB come out of the page cache: a quarter of each row of 16 KB
+    # takes 3 ms per 32 MB with the gaps read over and 9 ms without, of rows of 64 KB 3 ms either way.
+    gap = 32 << 10
 
     def __init__(self, path: str) -> None:
         self.path = path

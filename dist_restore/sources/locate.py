@@ -18,6 +18,8 @@ from dist_restore.sources import files
 
 _STATE_FILE = "checkpoint"
 _STATE_LIMIT = 64 << 20
+# The state file is a text proto whose generated class is no public part of TensorFlow.
+_LATEST = re.compile(r"""(?<!\w)model_checkpoint_path\s*:\s*("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')""")
 _INDEX = ".index"
 _DATA = re.compile(r"\.data-(\d{5,})-of-(\d{5,})$")
 _SAVED_MODEL = ("saved_model.pb", "variables/variables")
@@ -113,7 +115,7 @@ def _latest(directory: str) -> str:
     path = _join(directory, _STATE_FILE)
     try:
         text = files.read_all(path, _STATE_LIMIT).decode("utf-8")
-        found = re.search(r'^\s*model_checkpoint_path\s*:\s*(".*"|\'.*\')\s*$', text, re.MULTILINE)
+        found = _LATEST.search(text)
         name = text_format.Tokenizer([found[1]]).ConsumeString() if found else ""
     except (UnicodeDecodeError, text_format.ParseError) as error:
         raise _not_found(f"{path}: cannot be read: {error}", directory) from error

@@ -56,6 +56,13 @@ def name_of(number: int) -> str:
     return NAMES.get(number, f"dtype_{number}")
 
 
+def number_of(name: str) -> int:
+    """The inverse of `name_of`; 0 for what is no such name."""
+    known = next((number for number, other in NAMES.items() if other == name), None)
+    digits = name.removeprefix("dtype_")
+    return known if known is not None else int(digits) if digits.isdecimal() and int(digits) < 100 else 0
+
+
 @functools.cache
 def numpy_dtype(name: str) -> np.dtype | None:
     """The NumPy dtype whose elements have the bytes that the file has; None where there is none.

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError, RestoreError, UnsupportedFormatError
+from dist_restore.sources import tf_dtypes
 from dist_restore.sources.bundle_index import BundleEntry
 from dist_restore.specs import TensorSpec
 
@@ -49,19 +50,20 @@ class TfReader:
             raise _translated(self._prefix, "", error) from error
         return {key: BundleEntry(key, spec, UNKNOWN_SHARD, 0, spec.nbytes, 0) for key, spec in specs.items()}
 
-    def read(self, key: str) -> np.ndarray:
+    def read(self, entry: BundleEntry) -> np.ndarray:
         """Reads a tensor; TensorFlow compares its checksum.
 
         Raises:
           CheckpointCorruptError: the checksum is another.
           UnsupportedFormatError: there is no such array in NumPy.
         """
-        name = key.encode("utf-8", "surrogateescape")
+        name = entry.key.encode("utf-8", "surrogateescape")
         try:
+            _require_known(entry.spec.dtype)
             with self._lock:
                 return np.asarray(self._reader.get_tensor(name))
         except Exception as error:
-            raise _translated(self._prefix, key, error) from error
+            raise _translated(self._prefix, entry.key, error) from error
 
 
 class _DType(Protocol):
@@ -82,6 +84,15 @@ def _open(prefix: str) -> _Reader:
     # Not tf.train.load_checkpoint, which takes a prefix for a directory where there is one of that name.
     reader: _Reader = tf.compat.v1.train.NewCheckpointReader(prefix)
     return reader
+
+
+def _require_known(dtype: str) -> None:
+    """Raises TypeError for a dtype that TensorFlow does not know: asked to read one, it ends the process."""
+    import tensorflow as tf
+
+    number = tf_dtypes.number_of(dtype)
+    if dtype == "resource" or not number or tf.dtypes.as_dtype(number).as_datatype_enum != number:
+        raise TypeError(f"{dtype} is no dtype of a stored tensor")
 
 
 def _translated(prefix: str, key: str, error: Exception) -> RestoreError:

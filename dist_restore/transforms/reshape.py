@@ -60,6 +60,9 @@ class Reshape(MapOp):
 
     def narrow_one(self, spec: TensorSpec, before: Box, after: Box) -> tuple[Op, ...]:
         """See `MapOp`."""
+        # Behind a pad all is needed, and a slice, be it of everything, is refused.
+        if before.covers(spec.shape) and after.covers(self._resolve(spec)):
+            return (self,)
         after_groups = list(_widened(list(_groups(spec.shape, self._resolve(spec), after))))
         sizes = tuple(n for n, _, _ in after_groups)
         starts = _starts(sizes, before)
