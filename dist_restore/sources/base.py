@@ -6,7 +6,8 @@ that tells formats apart.
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -47,3 +48,37 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Gives back file handles. Reading afterwards is an error."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a tensor's bytes lie, in one piece and in the form that memory has.
+
+    Attributes:
+      file: number of the data file.
+      offset: first byte in that file.
+      size: how many bytes.
+      crc32c: their checksum, not masked.
+    """
+
+    file: int
+    offset: int
+    size: int
+    crc32c: int
+
+
+@runtime_checkable
+class DirectSource(Protocol):
+    """A `Source` that can also say where bytes lie, so that neighbours are read at once, and large tensors by parts."""
+
+    def stored(self, name: str) -> Stored | None:
+        """Where a tensor's bytes lie; None for what only `Source.read` gives (strings, partitioned tensors)."""
+
+    def read_stored(self, name: str, begin: int, out: np.ndarray) -> None:
+        """Fills an array of bytes from byte `begin` of a stored tensor on, into its neighbours if it is longer.
+
+        Compares no checksum. May be called by several threads at once.
+
+        Raises:
+          CheckpointCorruptError: the file ends too early.
+        """

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from dist_restore.errors import CheckpointCorruptError
-from dist_restore.sources import regions, stored, tf_dtypes
+from dist_restore.sources import checksum, regions, stored, tf_dtypes
+from dist_restore.sources.base import Stored
 from dist_restore.sources.bundle_index import (
     BundleEntry,
     SliceEntry,
@@ -133,6 +134,17 @@ class Bundle:
         for part in parts:
             stored.check(self._shards, part)
         return entry.size
+
+    def stored(self, key: str) -> Stored | None:
+        """See `DirectSource.stored`."""
+        entry = self.entries[key]
+        if entry.slices or entry.spec.dtype == tf_dtypes.STRING or self._native_dtype(entry) is None:
+            return None
+        return Stored(entry.shard, entry.offset, entry.size, checksum.unmask(entry.crc32c))
+
+    def read_stored(self, key: str, begin: int, out: np.ndarray) -> None:
+        """See `DirectSource.read_stored`."""
+        self._shards.read(self.entries[key], begin, out)
 
     def read_bytes_string(self, key: str) -> bytes:
         """Reads a scalar string tensor, such as the object graph.

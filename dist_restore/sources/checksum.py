@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import google_crc32c
 import numpy as np
 
@@ -18,6 +20,54 @@ def mask(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
+def unmask(masked_crc: int) -> int:
+    """Undoes `mask`."""
+    rotated = (masked_crc - _MASK_DELTA) & 0xFFFFFFFF
+    return ((rotated >> 17) | (rotated << 15)) & 0xFFFFFFFF
+
+
 def masked(data: bytes | np.ndarray) -> int:
     """The masked CRC32C of `data`."""
     return mask(extend(0, data))
+
+
+def combine(first: int, second: int, size: int) -> int:
+    """The CRC32C of two stretches of bytes, from those of each, so that threads can share a tensor.
+
+    Args:
+      first: of the first stretch.
+      second: of the second stretch.
+      size: bytes of the second stretch.
+    """
+    return _times(_zeros(size), first) ^ second
+
+
+_Matrix = tuple[int, ...]
+
+# CRC32C's polynomial, bits reversed; appending one zero bit to the data is a linear map of the checksum.
+_ONE_BIT: _Matrix = (0x82F63B78, *(1 << i for i in range(31)))
+
+
+@functools.lru_cache(maxsize=256)
+def _zeros(size: int) -> _Matrix:
+    """What appending `size` zero bytes does to a checksum, as a matrix over bits, by squaring."""
+    result: _Matrix = tuple(1 << i for i in range(32))
+    power = _power(_power(_power(_ONE_BIT)))
+    while size:
+        if size & 1:
+            result = tuple(_times(power, column) for column in result)
+        power, size = _power(power), size >> 1
+    return result
+
+
+def _power(matrix: _Matrix) -> _Matrix:
+    return tuple(_times(matrix, column) for column in matrix)
+
+
+def _times(matrix: _Matrix, vector: int) -> int:
+    total = 0
+    while vector:
+        low = vector & -vector
+        total ^= matrix[low.bit_length() - 1]
+        vector ^= low
+    return total

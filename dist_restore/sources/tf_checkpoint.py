@@ -14,6 +14,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.naming import Leaf, NamedLeaf, Node, name_graph
+from dist_restore.sources.base import Stored
 from dist_restore.sources.bundle import Bundle
 from dist_restore.specs import Alias, AliasKind, Box, CheckpointIndex, OptimizerInfo, SourceTensor
 
@@ -57,6 +58,14 @@ class TfCheckpoint:
     def check(self, name: str) -> int:
         """See `Source.check`."""
         return self._bundle.check(self._keys[name])
+
+    def stored(self, name: str) -> Stored | None:
+        """See `DirectSource.stored`."""
+        return self._bundle.stored(self._keys[name])
+
+    def read_stored(self, name: str, begin: int, out: np.ndarray) -> None:
+        """See `DirectSource.read_stored`."""
+        self._bundle.read_stored(self._keys[name], begin, out)
 
     def close(self) -> None:
         """Closes the data files."""

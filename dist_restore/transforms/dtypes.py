@@ -50,7 +50,7 @@ _FLOATS: Mapping[str, _Float] = {
 }
 
 # TensorFlow's own NumPy dtypes for quantized numbers are structures of one field.
-_QUANTIZED = {"qint8": np.int8, "quint8": np.uint8, "qint32": np.int32}
+_QUANTIZED = {"qint8": np.int8, "quint8": np.uint8, "qint16": np.int16, "quint16": np.uint16, "qint32": np.int32}
 
 
 def _make_dtype(name: str) -> np.dtype[np.generic]:
@@ -61,7 +61,12 @@ def _make_dtype(name: str) -> np.dtype[np.generic]:
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
-_DTYPES: Mapping[str, np.dtype[np.generic]] = {name: _make_dtype(name) for name in ITEM_SIZES}
+def _exists(name: str) -> bool:
+    """Whether this ml_dtypes has the dtype: the narrowest ones came with later releases."""
+    return name in _QUANTIZED or name == "string" or hasattr(ml_dtypes, name) or hasattr(np, name) or name == "bool"
+
+
+_DTYPES: Mapping[str, np.dtype[np.generic]] = {name: _make_dtype(name) for name in ITEM_SIZES if _exists(name)}
 _NAMES: Mapping[np.dtype[np.generic], str] = {dtype: name for name, dtype in _DTYPES.items()}
 
 

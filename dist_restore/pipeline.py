@@ -1,0 +1,131 @@
+"""Work in order, ahead of its consumer, within a budget of bytes.
+
+Threads do the tasks; the consumer alone starts work, when the budget allows. (Where workers take permits
+themselves, a later piece may take the last one that an earlier piece needs, and everything waits for ever.) Knows bytes
+and callables; knows neither tensors nor files.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeAlias, TypeVar
+
+Result = TypeVar("Result")
+Task: TypeAlias = Callable[[], None]
+
+# Two threads already reach the memory's speed on the machines measured; more of them help where storage is slow.
+_MAX_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Started(Generic[Result]):
+    """Work whose memory is allocated.
+
+    Attributes:
+      tasks: what threads do, in any order; calls that end by themselves within a fraction of a second.
+      finish: makes the result once all tasks are done; called by the consumer's thread.
+    """
+
+    tasks: tuple[Task, ...]
+    finish: Callable[[], Result]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work(Generic[Result]):
+    """One piece of work.
+
+    Attributes:
+      nbytes: memory that it holds from its start until the consumer has done with its result.
+      start: allocates that memory; called by the consumer's thread.
+    """
+
+    nbytes: int
+    start: Callable[[], Started[Result]]
+
+
+def thread_count() -> int:
+    """How many threads read and check."""
+    return max(2, min(_MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
+
+
+def stream(works: Iterable[Work[Result]], budget: int, threads: int | None = None) -> Iterator[Result]:
+    """The results of all work, in order.
+
+    Work is started ahead while all that is in flight stays within the budget; what is larger passes alone. A result
+    is in flight until the next one is asked for. Close the iterator (`contextlib.closing`), or exhaust it, and no
+    thread is left.
+
+    Args:
+      works: in the order of the results.
+      budget: bytes.
+      threads: how many do the tasks.
+
+    Raises:
+      BaseException: what a task raised, at its place in the order.
+    """
+    with _threads(threads or thread_count()) as pool:
+        flight = _Flight[Result](pool)
+        for work in works:
+            while flight.nbytes and flight.nbytes + work.nbytes > budget:
+                yield from flight.land()
+            flight.start(work)
+        while flight.waiting:
+            yield from flight.land()
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[concurrent.futures.ThreadPoolExecutor]:
+    pool = concurrent.futures.ThreadPoolExecutor(count, "dist_restore")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Flight(Generic[Result]):
+    """Work that was started and not consumed yet."""
+
+    def __init__(self, pool: concurrent.futures.ThreadPoolExecutor) -> None:
+        self.waiting: collections.deque[tuple[int, Started[Result], list[concurrent.futures.Future[None]]]]
+        self.waiting = collections.deque()
+        self.nbytes = 0
+        self._pool = pool
+
+    def start(self, work: Work[Result]) -> None:
+        started = work.start()
+        self.waiting.append((work.nbytes, started, [self._pool.submit(task) for task in started.tasks]))
+        self.nbytes += work.nbytes
+
+    def land(self) -> Iterator[Result]:
+        """Yields the oldest result; its bytes are given back once the consumer asks for more."""
+        nbytes, started, futures = self.waiting.popleft()
+        for future in futures:
+            future.result()
+        futures.clear()  # a future's work item refers to the memory that the task fills
+        result = started.finish()
+        del started
+        yield result
+        del result
+        self.nbytes -= nbytes
+
+
+def run_all(tasks: Iterable[Task], threads: int | None = None) -> None:
+    """Does tasks on threads, in any order, and waits for all; a few are queued ahead, however many there are.
+
+    Raises:
+      BaseException: what the first failing task raised; the rest is not begun.
+    """
+    works = (Work(1, lambda task=task: Started((task,), _nothing)) for task in tasks)  # type: ignore[misc]
+    count = threads or thread_count()
+    with contextlib.closing(stream(works, 8 * count, count)) as results:
+        for _ in results:
+            pass
+
+
+def _nothing() -> None:
+    return None
