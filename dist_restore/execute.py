@@ -17,7 +17,7 @@ import tensorflow as tf
 from dist_restore.assign import Assigner
 from dist_restore.distribute.schedule import Read, Unit, parts_of
 from dist_restore.entries import PlanEntry
-from dist_restore.errors import RestoreError, VerificationError
+from dist_restore.errors import DtypeMismatchError, RestoreError, VerificationError
 from dist_restore.report.progress import Progress
 from dist_restore.sources.base import Source
 from dist_restore.specs import Box
@@ -126,6 +126,15 @@ def _whole(reads: Iterable[Read]) -> Iterator[Read]:
 
 
 def _transform(entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source, live: Live) -> np.ndarray:
+    """The value of one target; an error in it names the target, for the ops know no names."""
+    try:
+        return _apply(entry, values, source, live)
+    except DtypeMismatchError as error:
+        what = " + ".join(repr(name) for name in entry.sources)
+        raise DtypeMismatchError(f"{entry.target!r} {entry.spec} from {what}: {error}", names=(entry.target,)) from error
+
+
+def _apply(entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source, live: Live) -> np.ndarray:
     if all(name in values for name in entry.sources):
         return apply(entry.ops, [values[name] for name in entry.sources], live=live)
     boxes = parts_of(entry)

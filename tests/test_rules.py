@@ -274,7 +274,7 @@ def test_a_result_below_zero_is_no_target() -> None:
         ('[[rule]]\nfrom = "a/{name}"\nto = "b/{nam}"', ["nam"]),
         ('[[rule]]\nfrom = "{i+1}/w"\nto = "b/{i-1}"', ["both compute"]),
         ('[[rule]]\nfrom = "{i+1}/w"\nto = "b/w"', ["both compute"]),
-        ('[[rule]]\nfrom = "a/w"\nto = "b/w"\nops = [{ split = { axis = 0 } }]', ["rule 1", "'b/w'"]),
+        ('[[rule]]\nfrom = "a/w"\nto = "b/w"\nops = [{ split = { axis = 0, sizes = [2, 2] } }]', ["rule 1", "'b/w'"]),
     ],
 )
 def test_a_rule_that_cannot_be_applied_is_refused(rules: str, words: list[str]) -> None:

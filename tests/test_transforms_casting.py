@@ -25,10 +25,17 @@ INTS = [n for n in NUMBERS if "int" in n]
 
 def every_value(name: str) -> np.ndarray:
     """All values of a dtype of one or two bytes."""
-    if name in ("int4", "uint4"):
-        return np.arange(-8 if name == "int4" else 0, 8 if name == "int4" else 16).astype(t.numpy_dtype(name))
+    if name in ("int2", "uint2", "int4", "uint4"):
+        size = 2 ** int(name[-1])
+        return np.arange(size).astype(np.int8).astype(t.numpy_dtype(name)) if name[0] == "u" else _signed(name, size)
+    if name == "float4_e2m1fn":
+        return np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -6], np.float32).astype(t.numpy_dtype(name))
     bits = np.arange(256, dtype=np.uint8) if ITEM_SIZES[name] == 1 else np.arange(65536, dtype=np.uint16)
     return bits.view(t.numpy_dtype(name))
+
+
+def _signed(name: str, size: int) -> np.ndarray:
+    return np.arange(-size // 2, size // 2).astype(np.int8).astype(t.numpy_dtype(name))
 
 
 def exact(array: np.ndarray) -> list[complex | None]:

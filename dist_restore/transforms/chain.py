@@ -33,7 +33,8 @@ def bind(
     """Makes a rule's ops concrete for one of its targets.
 
     Axes are counted from the front, open sizes are resolved, each part op gets its piece, and fit the target's
-    shape. A cast behind `fill = "keep"` is moved before it, so that kept values are never cast.
+    shape. A cast behind `fill = "keep"` is moved before it, so that kept values are never cast. Whether the
+    result has the target's shape and dtype is for the caller to compare, with `infer`: it knows the names.
 
     Args:
       ops: the ops of a rule, in order. Ops that are bound already stay as they are.
@@ -45,7 +46,7 @@ def bind(
 
     Raises:
       RuleError: the ops contradict each other, the number of targets, or what their inputs are.
-      ShapeMismatchError: an op does not fit its inputs, or the result does not fit the target.
+      ShapeMismatchError: an op does not fit its inputs.
       DtypeMismatchError: tensors of several dtypes are merged, or strings are cast.
     """
     if not 0 <= part < parts:
@@ -62,7 +63,7 @@ def bind(
         bound.append(op.bind(specs, site))
         specs, filled = _step(bound[-1], specs, filled), filled or op.FILLS
     _check_parts(pieces, parts)
-    _check_result(single(specs), target)
+    single(specs)
     return tuple(bound)
 
 
@@ -253,11 +254,3 @@ def _check_parts(pieces: Sequence[int], parts: int) -> None:
         )
     if pieces and parts > 1 and not several:
         raise rule_error("split, unstack", f"1 piece for {parts} targets", "Name one target in 'to'")
-
-
-def _check_result(result: TensorSpec, target: TensorSpec) -> None:
-    if result.shape != target.shape:
-        raise ShapeMismatchError(
-            f"ops: expected the target's shape {list(target.shape)}, found {list(result.shape)}. "
-            'Correct the ops, or end them with { fit = { fill = "keep" } }, or with a transpose or reshape.'
-        )

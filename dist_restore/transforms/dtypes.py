@@ -47,26 +47,22 @@ _FLOATS: Mapping[str, _Float] = {
     "float8_e4m3fn": _Float(4, 2.0**-9, 448.0, False),
     "float8_e4m3fnuz": _Float(4, 2.0**-10, 240.0, False),
     "float8_e4m3b11fnuz": _Float(4, 2.0**-13, 30.0, False),
+    "float4_e2m1fn": _Float(2, 0.5, 6.0, False),
 }
 
-# TensorFlow's own NumPy dtypes for quantized numbers are structures of one field.
-_QUANTIZED = {"qint8": np.int8, "quint8": np.uint8, "qint16": np.int16, "quint16": np.uint16, "qint32": np.int32}
 
-
-def _make_dtype(name: str) -> np.dtype[np.generic]:
+def _make_dtype(name: str) -> np.dtype[np.generic] | None:
     if name == "string":
         return np.dtype(object)
-    if name in _QUANTIZED:
-        return np.dtype([(name, _QUANTIZED[name])])
-    return np.dtype(getattr(ml_dtypes, name, name))
+    if name.startswith("q"):
+        return np.dtype([(name, name[1:])])  # TensorFlow's own: a structure of one field
+    try:
+        return np.dtype(getattr(ml_dtypes, name, name))
+    except TypeError:
+        return None  # an older ml_dtypes has fewer dtypes
 
 
-def _exists(name: str) -> bool:
-    """Whether this ml_dtypes has the dtype: the narrowest ones came with later releases."""
-    return name in _QUANTIZED or name == "string" or hasattr(ml_dtypes, name) or hasattr(np, name) or name == "bool"
-
-
-_DTYPES: Mapping[str, np.dtype[np.generic]] = {name: _make_dtype(name) for name in ITEM_SIZES if _exists(name)}
+_DTYPES: Mapping[str, np.dtype[np.generic]] = {n: d for n in ITEM_SIZES if (d := _make_dtype(n)) is not None}
 _NAMES: Mapping[np.dtype[np.generic], str] = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -113,7 +109,7 @@ def kind_of(name: str) -> Kind:
     """The family of a dtype."""
     if name in ("bool", "string"):
         return Kind(name)
-    if name in _QUANTIZED:
+    if name.startswith("q"):
         return Kind.QUANTIZED
     if name.startswith("complex"):
         return Kind.COMPLEX

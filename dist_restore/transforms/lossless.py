@@ -6,14 +6,18 @@ whatever the processor makes of it. So ranges are compared first, in types that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
 from dist_restore.errors import DtypeMismatchError
-from dist_restore.specs import Box
+from dist_restore.specs import ITEM_SIZES, Box
 from dist_restore.transforms.base import Array, at, blocks
 from dist_restore.transforms.dtypes import Kind, dtype_name, int_bounds, is_safe_cast, kind_of, numpy_dtype, real_part
 
+# NumPy's arithmetic does not know these.
+_TINY_INTS: Mapping[str, type[np.integer]] = {"int2": np.int8, "int4": np.int8, "uint2": np.uint8, "uint4": np.uint8}
 _Mask = npt.NDArray[np.bool_]
 
 
@@ -24,8 +28,8 @@ def cast_values(array: Array, dtype: str) -> Array:
         return array
     if kind_of(source) is Kind.COMPLEX and kind_of(dtype) in (Kind.INT, Kind.FLOAT):
         array = array.real
-    if {source, dtype} == {"int4", "uint4"}:
-        array = array.astype(np.int8)  # ml_dtypes has no direct way between the two
+    if source in _TINY_INTS and dtype in ITEM_SIZES and ITEM_SIZES[dtype] == 1:
+        array = array.astype(np.int8)  # ml_dtypes has no direct way between its small dtypes
     with np.errstate(all="ignore"):
         return array.astype(wanted)
 
@@ -72,7 +76,7 @@ def _survives(values: Array, source: str, dtype: str) -> _Mask:
         return _survives(real, part, wanted) & (_survives(imag, part, wanted) if whole else _zero(imag))
     wanted = real_part(dtype)
     if kind_of(source) in (Kind.INT, Kind.BOOL):
-        wide = values.astype(np.int8) if source == "int4" else values.astype(np.uint8) if source == "uint4" else values
+        wide = values.astype(_TINY_INTS[source]) if source in _TINY_INTS else values
         return _int_to_float(wide, wanted) if kind_of(wanted) is Kind.FLOAT else _inside(wide, source, wanted)
     return _float_to_float(values, wanted) if kind_of(wanted) is Kind.FLOAT else _float_to_int(values, wanted)
 

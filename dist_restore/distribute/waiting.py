@@ -1,0 +1,94 @@
+"""Waiting for peers without ever hanging: helper threads, signs of life, limits. Knows ranks; knows no messages."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from dist_restore.distribute.coordination import Answer
+
+Result = TypeVar("Result")
+
+# How often a wait looks up: for signs of life, and for Ctrl-C on platforms where a lock ignores it.
+TICK_SECONDS = 1.0
+PROBE_SECONDS = 1.0
+# Each costs 0.3 ms when it is answered, and PROBE_SECONDS when it is not.
+PROBES_PER_TICK = 4
+# For how long a peer must have given the same bad answer until it is given up. A refused connection may be a
+# network's hiccup; TF itself gives up a peer that is silent for 10 s, and breaks all collectives for good.
+GRACE = {Answer.GONE: 3.0, Answer.SILENT: 30.0, Answer.REPLACED: 0.0}
+
+
+class Lost(Exception):
+    """Peers that were waited for in vain.
+
+    Attributes:
+      ranks: which.
+    """
+
+    def __init__(self, ranks: Sequence[int], text: str) -> None:
+        super().__init__(text)
+        self.ranks = tuple(ranks)
+
+
+class Liveness:
+    """Asks peers for signs of life, and remembers since when they have given none.
+
+    Args:
+      probe: asks one rank, for so many seconds.
+    """
+
+    def __init__(self, probe: Callable[[int, float], Answer]) -> None:
+        self._probe = probe
+        self._since: dict[int, tuple[Answer, float]] = {}
+        self._turn = 0
+
+    def dead(self, ranks: Sequence[int]) -> Iterator[tuple[int, Answer]]:
+        """Asks some of these ranks, in turn; yields those that are given up."""
+        for _ in range(min(PROBES_PER_TICK, len(ranks))):
+            self._turn += 1
+            rank = ranks[self._turn % len(ranks)]
+            answer = self._probe(rank, PROBE_SECONDS)
+            if answer in GRACE and self._seconds(rank, answer) >= GRACE[answer]:
+                yield rank, answer
+
+    def describe(self, rank: int) -> str:
+        """What is known of a rank, now."""
+        return self._probe(rank, PROBE_SECONDS).value
+
+    def _seconds(self, rank: int, answer: Answer) -> float:
+        """For how long a rank has given this answer; 0 for the first time."""
+        now = time.monotonic()
+        if self._since.get(rank, (None, now))[0] is not answer:
+            self._since[rank] = (answer, now)
+        return now - self._since[rank][1]
+
+
+def in_thread(work: Callable[[], Result]) -> concurrent.futures.Future[Result]:
+    """Runs `work` in a thread that keeps no process alive.
+
+    `ThreadPoolExecutor` would: its threads are joined at exit, and one that waits for a stopped chief never ends.
+    """
+    future: concurrent.futures.Future[Result] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="dist_restore_wait", daemon=True).start()
+    return future
+
+
+def until(deadline: float, future: concurrent.futures.Future[Result]) -> Iterator[None]:
+    """Yields after every tick in which `future` was not done; ends when it is, or after `deadline`."""
+    while not future.done():
+        left = deadline - time.monotonic()
+        concurrent.futures.wait([future], max(0.0, min(TICK_SECONDS, left)))
+        if future.done() or left <= 0:
+            return
+        yield
