@@ -6,25 +6,27 @@ beyond those of the plan.
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import tensorflow as tf
 
-from dist_restore.assign import Assigner
-from dist_restore.distribute.schedule import Read, Unit, parts_of
+from dist_restore.assign import Assigner, Replicas
+from dist_restore.checking import check_located
+from dist_restore.distribute.schedule import Unit
 from dist_restore.entries import PlanEntry
-from dist_restore.errors import DtypeMismatchError, RestoreError, VerificationError
+from dist_restore.errors import RestoreError, VerificationError
+from dist_restore.pipeline import Started, Work, stream
+from dist_restore.reading import Value, locate, make_works
 from dist_restore.report.progress import Progress
 from dist_restore.sources.base import Source
-from dist_restore.specs import Box
-from dist_restore.transforms import Cast, Live, apply, apply_boxed, is_safe_cast, numpy_dtype
+from dist_restore.transforms import Live
 
-# Two threads already reach the memory's speed on the machines measured; CRC32C releases the interpreter's lock.
-CHECK_THREADS = 2
+DEFAULT_BUDGET = 256 << 20
+# More in flight makes nothing faster on the machines measured, and takes memory that caches could use.
+_USEFUL = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,42 +37,16 @@ class Assigned:
     checksums: tuple[int, ...]
 
 
-def check_sources(units: Sequence[Unit], source: Source, progress: Progress) -> None:
+def check_sources(
+    units: Sequence[Unit], source: Source, progress: Progress, memory_budget: int = DEFAULT_BUDGET
+) -> None:
     """Reads all that the plan needs once: checksums of whole tensors, and values that a cast might lose.
 
     Raises:
       CheckpointCorruptError: bytes are not what was written.
       DtypeMismatchError: a cast would change a value.
     """
-    with concurrent.futures.ThreadPoolExecutor(CHECK_THREADS, "dist_restore_check") as pool:
-        try:
-            for size in pool.map(lambda unit: _check_unit(unit, source), units):
-                progress.advance(size)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _check_unit(unit: Unit, source: Source) -> int:
-    risky = [e for e in unit.entries if _may_lose(e)]
-    values = _read_whole(unit, source) if risky else {}
-    for entry in risky:
-        # The fill's values do not matter to the check, so the live value is not needed for it.
-        _transform(entry, values, source, functools.partial(_zeros, entry))
-    for read in unit.reads:
-        if read.whole and read.name not in values:
-            source.check(read.name)
-    return sum(r.spec.nbytes for r in unit.reads)
-
-
-def _zeros(entry: PlanEntry) -> np.ndarray:
-    return np.zeros(entry.spec.shape, numpy_dtype(entry.spec.dtype))
-
-
-def _may_lose(entry: PlanEntry) -> bool:
-    if not any(isinstance(op, Cast) and not op.lossy for op in entry.ops):
-        return False
-    return any(not is_safe_cast(s.dtype, entry.spec.dtype) for s in entry.source_specs)
+    check_located(locate(units, source), source, progress, memory_budget)
 
 
 def assign_units(
@@ -79,26 +55,51 @@ def assign_units(
     handles: Mapping[str, tf.Variable],
     assigner: Assigner,
     progress: Progress,
+    memory_budget: int = DEFAULT_BUDGET,
 ) -> list[Assigned]:
-    """Reads, transforms and assigns, unit after unit. Called by all workers.
+    """Reads, transforms and assigns, in file order. Called by all workers.
 
     Raises:
       RestoreError: something failed half way; the message names the variables that had changed.
     """
+
+    def live_of(entry: PlanEntry) -> Live:
+        return functools.partial(assigner.live_value, handles[entry.target])
+
+    works = make_works(locate(units, source), source, live_of)
+    with contextlib.closing(stream(works, min(memory_budget, _USEFUL))) as results:
+        return assign_values(results, handles, assigner, progress)
+
+
+def assign_values(
+    results: Iterator[list[Value]], handles: Mapping[str, tf.Variable], assigner: Assigner, progress: Progress
+) -> list[Assigned]:
+    """Assigns what a reader, or another worker, hands over, in its order.
+
+    Raises:
+      RestoreError: as `assign_units`.
+    """
     done: list[Assigned] = []
     touched: list[str] = []
     try:
-        for unit in units:
-            for entry, value in _values(unit, source, handles, assigner):
-                touched.append(entry.target)
-                done.append(Assigned(entry.target, assigner.assign(handles[entry.target], value)))
-                progress.advance(entry.bytes, entry.target)
+        for values in results:
+            while values:  # each is let go before the next one is assigned: its memory is the variable's now
+                value = values.pop(0)
+                touched.append(value.entry.target)
+                done.append(_assign(value, handles, assigner))
+                progress.advance(value.entry.bytes, value.entry.target)
+                del value
     except RestoreError as error:
         raise type(error)(f"{error} {_changed(touched)}", names=error.names) from error
     except BaseException as error:
         error.add_note(_changed(touched))
         raise
     return done
+
+
+def _assign(value: Value, handles: Mapping[str, tf.Variable], assigner: Assigner) -> Assigned:
+    name = value.entry.target
+    return Assigned(name, assigner.assign(handles[name], value.value, value.crc32c))
 
 
 def _changed(touched: Sequence[str]) -> str:
@@ -108,61 +109,59 @@ def _changed(touched: Sequence[str]) -> str:
     return f"{len(touched)} variable(s) had changed already: {names}{', ...' if len(touched) > 20 else ''}."
 
 
-def _values(
-    unit: Unit, source: Source, handles: Mapping[str, tf.Variable], assigner: Assigner
-) -> Iterator[tuple[PlanEntry, np.ndarray]]:
-    values = _read_whole(unit, source)
-    for entry in unit.entries:
-        variable = handles[entry.target]
-        yield entry, _transform(entry, values, source, functools.partial(assigner.live_value, variable))
-
-
-def _read_whole(unit: Unit, source: Source) -> dict[str, np.ndarray]:
-    return {r.name: source.read(r.name) for r in _whole(unit.reads)}
-
-
-def _whole(reads: Iterable[Read]) -> Iterator[Read]:
-    return (r for r in reads if r.whole)
-
-
-def _transform(entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source, live: Live) -> np.ndarray:
-    """The value of one target; an error in it names the target, for the ops know no names."""
-    try:
-        return _apply(entry, values, source, live)
-    except DtypeMismatchError as error:
-        what = " + ".join(repr(name) for name in entry.sources)
-        raise DtypeMismatchError(f"{entry.target!r} {entry.spec} from {what}: {error}", names=(entry.target,)) from error
-
-
-def _apply(entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source, live: Live) -> np.ndarray:
-    if all(name in values for name in entry.sources):
-        return apply(entry.ops, [values[name] for name in entry.sources], live=live)
-    boxes = parts_of(entry)
-    arrays = [_part(name, box, values, source) for name, box in zip(entry.sources, boxes, strict=True)]
-    return apply_boxed(entry.ops, entry.source_specs, boxes, arrays, live)
-
-
-def _part(name: str, box: Box | None, values: Mapping[str, np.ndarray], source: Source) -> np.ndarray | None:
-    if box is None:
-        return None
-    return values[name][box.slices()] if name in values else source.read(name, box)
-
-
 def verify_replicas(assigned: Sequence[Assigned], handles: Mapping[str, tf.Variable], assigner: Assigner) -> None:
     """Hashes what every local replica holds and compares it with what was assigned. Called by all workers.
 
     Raises:
       VerificationError: a replica holds something else.
     """
-    wrong = []
-    for item in assigned:
-        found = assigner.checksums(handles[item.name])
-        if found != item.checksums:
-            replicas = [i for i, (a, b) in enumerate(zip(found, item.checksums, strict=True)) if a != b]
-            wrong.append(f"{item.name!r} on replica(s) {replicas}")
+    works = (_verification(group, handles, assigner) for group in _groups(assigned, handles))
+    with contextlib.closing(stream(works, _USEFUL)) as results:
+        wrong = [text for found in results for text in found]
     if wrong:
         raise VerificationError(
             f"{len(wrong)} variable(s) do not hold what was assigned: {', '.join(wrong[:10])}. Something else wrote "
             "them during the restore, or a device lost data. Restore again with nothing else running.",
             names=tuple(wrong),
         )
+
+
+def _groups(assigned: Sequence[Assigned], handles: Mapping[str, tf.Variable]) -> Iterator[list[Assigned]]:
+    """Many small variables together, so that threads are not handed crumbs; large ones alone."""
+    group: list[Assigned] = []
+    size = 0
+    for item in assigned:
+        group.append(item)
+        size += _nbytes(handles[item.name])
+        if size >= _GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+_GROUP = 1 << 20
+
+
+def _nbytes(variable: tf.Variable) -> int:
+    return int(variable.shape.num_elements() or 0) * int(variable.dtype.size)
+
+
+def _verification(group: Sequence[Assigned], handles: Mapping[str, tf.Variable], assigner: Assigner) -> Work[list[str]]:
+    """Variables are read by the consumer's thread, and hashed by others."""
+    size = sum(_nbytes(handles[item.name]) for item in group)
+
+    def start() -> Started[list[str]]:
+        held = [assigner.replicas(handles[item.name]) for item in group]
+        wrong: list[str] = []
+        return Started((functools.partial(_compare, group, held, wrong),), lambda: wrong)
+
+    return Work(size, start)
+
+
+def _compare(group: Sequence[Assigned], held: Sequence[Replicas], wrong: list[str]) -> None:
+    for item, replicas in zip(group, held, strict=True):
+        found = replicas.checksums()
+        if found != item.checksums:
+            numbers = [i for i, (a, b) in enumerate(zip(found, item.checksums, strict=True)) if a != b]
+            wrong.append(f"{item.name!r} on replica(s) {numbers}")

@@ -29,7 +29,8 @@ else:
 
 # Dtypes that the Empty op has a kernel for on CPUs.
 _DTYPES = frozenset(
-    "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 complex64 complex128".split()
+    "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 "
+    "complex64 complex128".split()
 )
 _HUGE_PAGE = 2 << 20
 _HOST = "/CPU:0"

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.errors import CheckpointCorruptError
-from dist_restore.slot_roles import family_of, role_of_edge
+from dist_restore.slot_roles import family_of, role_of_edge, role_of_slot
 from dist_restore.specs import Alias, AliasKind, OptimizerInfo, Slot
 
 # Keras' own containers: an index inside one of them was chosen by nobody. (Keras 3.0 - 3.15, tf_keras 2.16 - 2.21;
@@ -47,6 +47,8 @@ SKIPPED = frozenset({"keras_api", "_tracked", "_inbound_nodes", "_outbound_nodes
 _POSITIONAL_EDGE = re.compile(r"layer(_with_weights)?-\d+\Z")
 # Real programs stay below 30; a hostile graph may not cost quadratic memory.
 MAX_DEPTH = 100
+# Variables that are asked for their layer's name; a nested model of more has other evidence.
+MAX_ASKED = 1000
 # Paths kept per node. Tied weights have two or three; each costs memory for every node.
 MAX_PATHS = 6
 
@@ -100,9 +102,18 @@ class NamedLeaf:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Path:
-    """A way from the root to a node: `weight` sorts semantic before positional, then short before long."""
+    """A way from the root to a node.
 
-    weight: tuple[int, int, int]
+    Attributes:
+      weight: positional steps, layer names that Keras counted up, private attributes, length, and layer names that
+        stand for an index: the smallest is the most semantic, and of these the shortest.
+      segments: the name's parts.
+      raw: the edges' names.
+      kind: how much the name says.
+      visited: the nodes on the way.
+    """
+
+    weight: tuple[int, int, int, int, int]
     segments: tuple[str, ...]
     raw: tuple[str, ...]
     kind: AliasKind
@@ -137,13 +148,16 @@ def name_graph(nodes: Sequence[Node]) -> tuple[tuple[NamedLeaf, ...], tuple[Opti
     paths = _best_paths(nodes)
     optimizers = tuple(_find_optimizers(nodes))
     flat = _flat_names(nodes, optimizers)
-    slots = _slot_table(optimizers, paths)
-    leaves = [
-        _name_leaf(i, node.leaf, paths[i], flat.get(i), slots.get(i))
+    leaves = {
+        i: _name_leaf(i, node.leaf, paths[i], flat.get(i))
         for i, node in enumerate(nodes)
         if node.leaf is not None and i in paths
-    ]
-    return tuple(_make_unique(leaves)), tuple(_describe(o, paths) for o in optimizers if o.node in paths)
+    }
+    leaves.update((leaf.node, leaf) for leaf in _make_unique(leaves.values(), paths))
+    # Slots last: they are called after their owners, and these have their final names only now.
+    slots = _slot_table(optimizers, paths, leaves)
+    named = _make_unique((_name_slot(leaf, slots[i]) if i in slots else leaf for i, leaf in leaves.items()), paths)
+    return tuple(named), tuple(_describe(o, paths) for o in optimizers if o.node in paths)
 
 
 def _check_edges(nodes: Sequence[Node]) -> None:
@@ -162,7 +176,7 @@ def _best_paths(nodes: Sequence[Node]) -> dict[int, list[_Path]]:
     found: dict[int, list[_Path]] = collections.defaultdict(list)
     layers = _layer_names(nodes)
     counter = itertools.count()
-    start = _Path((0, 0, 0), (), (), AliasKind.SEMANTIC, (0,))
+    start = _Path((0, 0, 0, 0, 0), (), (), AliasKind.SEMANTIC, (0,))
     queue = [(start.weight, next(counter), 0, start)]
     while queue:
         _, _, index, path = heapq.heappop(queue)
@@ -189,42 +203,46 @@ def _extend(node: Node, path: _Path, layers: Mapping[int, LayerName]) -> Iterato
 def _step(path: _Path, name: str, child: int, layer: LayerName | None) -> _Path:
     raw, visited = (*path.raw, name), (*path.visited, child)
     container = path.raw[-1] if path.raw else ""
-    positional, private, length = path.weight
+    positional, counted, private, length, borrowed = path.weight
     # `Checkpoint(model)` calls the model `root`; in its checkpoint the model is the root itself.
     if name in TRANSPARENT or (name == "root" and not path.raw):
         return _Path(path.weight, path.segments, raw, path.kind, visited)
     if layer is not None and container in LAYER_CONTAINERS:
         kind = AliasKind.COUNTED if layer.counted and path.kind is AliasKind.SEMANTIC else path.kind
         segments = (*path.segments[:-1], layer.name)
-        return _Path((positional - 1, private, length), segments, raw, kind, visited)
+        weight = (positional - 1, counted + layer.counted, private, length, borrowed + 1)
+        return _Path(weight, segments, raw, kind, visited)
     segments = (*path.segments, name.lstrip("_") or name)
     if name in POSITIONAL_CONTAINERS or _POSITIONAL_EDGE.match(name):
         kind = path.kind if name in LAYER_CONTAINERS else AliasKind.POSITIONAL
-        return _Path((positional + 1, private, length + 1), segments, raw, kind, visited)
+        weight = (positional + 1, counted, private, length + 1, borrowed)
+        return _Path(weight, segments, raw, kind, visited)
     kind = AliasKind.POSITIONAL if container in LAYER_CONTAINERS else path.kind
-    return _Path((positional, private + name.startswith("_"), length + 1), segments, raw, kind, visited)
+    weight = (positional, counted, private + name.startswith("_"), length + 1, borrowed)
+    return _Path(weight, segments, raw, kind, visited)
 
 
 def _layer_names(nodes: Sequence[Node]) -> dict[int, dict[int, LayerName]]:
     """Container node -> child -> the layer's own name, where it is known and no sibling has the same."""
-    table: dict[int, dict[int, LayerName]] = {}
-    for node in nodes:
-        for edge, container in node.edges:
-            if edge in LAYER_CONTAINERS:
-                table[container] = _sibling_names(nodes, nodes[container].edges)
-    return table
+    containers = {container for node in nodes for edge, container in node.edges if edge in LAYER_CONTAINERS}
+    members = {child for container in containers for _, child in nodes[container].edges}
+    names = {child: nodes[child].layer or _infer_layer_name(nodes, child) for child in members}
+    return {c: _sibling_names({child: names[child] for _, child in nodes[c].edges}) for c in containers}
 
 
-def _sibling_names(nodes: Sequence[Node], edges: Iterable[tuple[str, int]]) -> dict[int, LayerName]:
-    names = {child: nodes[child].layer or _infer_layer_name(nodes, child) for _, child in edges}
+def _sibling_names(names: Mapping[int, LayerName | None]) -> dict[int, LayerName]:
     counts = collections.Counter(n.name for n in names.values() if n is not None)
     return {child: n for child, n in names.items() if n is not None and counts[n.name] == 1}
 
 
 def _infer_layer_name(nodes: Sequence[Node], index: int) -> LayerName | None:
     """What the variables below say about the layer's name: `seq/dense/kernel`, one edge below, is `dense`."""
-    guesses = {_layer_segment(leaf.full_name, depth) for leaf, depth in _leaves_below(nodes, index)}
-    guess = guesses.pop() if len(guesses) == 1 else ""
+    guesses = set[str]()
+    for leaf, depth in _leaves_below(nodes, index):
+        guesses.add(_layer_segment(leaf.full_name, depth))
+        if len(guesses) > 1:
+            return None
+    guess = guesses.pop() if guesses else ""
     return LayerName(guess, counted=False) if guess else None
 
 
@@ -238,7 +256,7 @@ def _layer_segment(full_name: str, depth: int) -> str:
 
 def _leaves_below(nodes: Sequence[Node], index: int) -> Iterator[tuple[Leaf, int]]:
     stack, seen = [(index, 0)], {index}
-    while stack:
+    while stack and len(seen) <= MAX_ASKED:
         current, depth = stack.pop()
         leaf = nodes[current].leaf
         if leaf is not None:
@@ -275,9 +293,15 @@ def _keras_optimizer(nodes: Sequence[Node], index: int, edges: Mapping[str, int]
 
 
 def _slotted_optimizer(nodes: Sequence[Node], index: int) -> _OptimizerNode:
-    family = nodes[index].family or ("adam" if {s for _, s, _ in nodes[index].slots} >= {"m", "v"} else "")
-    slots = tuple((role_of_edge(name, family), owner, slot) for owner, name, slot in nodes[index].slots)
-    return _OptimizerNode(index, "", family, slots)
+    leaves = [nodes[slot].leaf for _, _, slot in nodes[index].slots]
+    # Keras 2 calls a slot `Adam/dense/kernel/m`, TF1 `dense/kernel/Adam` and `dense/kernel/Adam_1`.
+    names = [leaf.full_name.split("/") for leaf in leaves if leaf is not None]
+    families = {family_of(parts[0]) or family_of(parts[-1]) for parts in names}
+    family = nodes[index].family or (families.pop() if len(families) == 1 else "")
+    labels = {parts[0] for parts in names}
+    label = labels.pop() if len(labels) == 1 and family_of(names[0][0]) else family
+    slots = tuple((role_of_slot(name, family), owner, slot) for owner, name, slot in nodes[index].slots)
+    return _OptimizerNode(index, label, family, slots)
 
 
 def _label(nodes: Sequence[Node], iterations: int | None) -> str:
@@ -297,28 +321,39 @@ def _flat_names(nodes: Sequence[Node], optimizers: Iterable[_OptimizerNode]) -> 
     return {owner: names.pop() for owner, names in guesses.items() if len(names) == 1}
 
 
-def _slot_table(optimizers: Iterable[_OptimizerNode], paths: Mapping[int, list[_Path]]) -> dict[int, Slot]:
+def _slot_table(
+    optimizers: Iterable[_OptimizerNode], paths: Mapping[int, list[_Path]], leaves: Mapping[int, NamedLeaf]
+) -> dict[int, Slot]:
     table: dict[int, Slot] = {}
     for optimizer in optimizers:
         for role, owner, slot in optimizer.slots:
             if owner in paths and optimizer.node in paths:
                 name = paths[optimizer.node][0].text
-                table.setdefault(slot, Slot(role, paths[owner][0].text, name))
+                owned = leaves[owner].name if owner in leaves else paths[owner][0].text
+                table.setdefault(slot, Slot(role, owned, name))
     return table
 
 
-def _name_leaf(index: int, leaf: Leaf, paths: list[_Path], flat: str | None, slot: Slot | None) -> NamedLeaf:
+def _name_leaf(index: int, leaf: Leaf, paths: list[_Path], flat: str | None) -> NamedLeaf:
     best = paths[0]
     aliases = [Alias(p.text, p.kind) for p in paths]
-    # The path with its private underscores, as `tf.train.list_variables` shows it, is for rules only.
-    aliases += [Alias("/".join(p.raw), AliasKind.POSITIONAL) for p in paths]
+    # The path with its private underscores, as `tf.train.list_variables` shows it.
+    aliases += [Alias("/".join(p.raw), _raw_kind(p)) for p in paths]
     aliases.append(Alias(leaf.full_name, AliasKind.POSITIONAL))
     if flat is not None:
         aliases.append(Alias(flat, AliasKind.FLAT))
-    if slot is not None:
-        aliases = [Alias(a.name, AliasKind.POSITIONAL) for a in aliases]
-        return NamedLeaf(index, leaf, slot_name(slot), AliasKind.SEMANTIC, _distinct(aliases), slot)
-    return NamedLeaf(index, leaf, best.text or leaf.full_name, best.kind, _distinct(aliases), None)
+    name = best.text or leaf.full_name or leaf.key
+    return NamedLeaf(index, leaf, name, best.kind, _distinct(aliases), None)
+
+
+def _raw_kind(path: _Path) -> AliasKind:
+    """A path of attributes alone says as much with its underscores as without."""
+    return path.kind if len(path.raw) == len(path.segments) else AliasKind.POSITIONAL
+
+
+def _name_slot(leaf: NamedLeaf, slot: Slot) -> NamedLeaf:
+    aliases = [Alias(a.name, AliasKind.POSITIONAL) for a in (Alias(leaf.name, leaf.kind), *leaf.aliases)]
+    return NamedLeaf(leaf.node, leaf.leaf, slot_name(slot), AliasKind.SEMANTIC, _distinct(aliases), slot)
 
 
 def slot_name(slot: Slot) -> str:
@@ -335,14 +370,26 @@ def _distinct(aliases: Iterable[Alias]) -> tuple[Alias, ...]:
     return tuple(table.values())
 
 
-def _make_unique(leaves: Sequence[NamedLeaf]) -> Iterator[NamedLeaf]:
-    """Gives leaves whose canonical names collide (`w` beside `_w`) their storage key instead."""
-    counts = collections.Counter(leaf.name for leaf in leaves)
-    for leaf in leaves:
-        if counts[leaf.name] > 1:
-            leaf = dataclasses.replace(leaf, name=leaf.leaf.key, kind=AliasKind.SEMANTIC)
-        aliases = tuple(a for a in leaf.aliases if a.name != leaf.name)
-        yield dataclasses.replace(leaf, aliases=aliases)
+def _make_unique(leaves: Iterable[NamedLeaf], paths: Mapping[int, list[_Path]]) -> Iterator[NamedLeaf]:
+    """Tells leaves apart whose names collide: by their underscores (`_w` beside `w`), else by their keys."""
+    leaves = tuple(leaves)
+    names = [leaf.name for leaf in leaves]
+    for option in (lambda leaf: "/".join(paths[leaf.node][0].raw), lambda leaf: leaf.leaf.key):
+        counts = collections.Counter(names)
+        names = [name if counts[name] == 1 else option(leaf) for name, leaf in zip(names, leaves, strict=True)]
+    _refuse_equal(names)
+    for leaf, name in zip(leaves, names, strict=True):
+        kind = leaf.kind if name == leaf.name else AliasKind.SEMANTIC
+        aliases = tuple(a for a in leaf.aliases if a.name != name)
+        yield dataclasses.replace(leaf, name=name, kind=kind, aliases=aliases)
+
+
+def _refuse_equal(names: Iterable[str]) -> None:
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise CheckpointCorruptError(
+            f"The object graph is broken: two variables are called {twice[0][:200]!r}. Use another checkpoint."
+        )
 
 
 def _describe(optimizer: _OptimizerNode, paths: Mapping[int, list[_Path]]) -> OptimizerInfo:

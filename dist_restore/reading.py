@@ -14,11 +14,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from dist_restore import host_memory
-from dist_restore.distribute.schedule import Read, Unit, parts_of
+from dist_restore.distribute.schedule import Unit, parts_of
 from dist_restore.entries import PlanEntry
-from dist_restore.errors import CheckpointCorruptError
+from dist_restore.errors import CheckpointCorruptError, RestoreError
 from dist_restore.host_memory import Blank
-from dist_restore.pipeline import Started, Task, Work
+from dist_restore.pipeline import Started, Work
 from dist_restore.sources import checksum
 from dist_restore.sources.base import DirectSource, Source, Stored
 from dist_restore.specs import Box
@@ -26,7 +26,7 @@ from dist_restore.transforms import Concat, Live, Stack, apply, apply_boxed, num
 
 # What is read before its checksum is computed: fits a core's own cache. Reading and checking 1 GB so takes 0.10 s
 # of one thread; in pieces of 128 KB or of 4 MB, 0.13.
-_CHUNK = 1 << 20
+SCRATCH = 1 << 20
 # What one task reads of a large tensor; the threads share each tensor, and an interrupt waits for one piece.
 _PIECE = 8 << 20
 # From here on a tensor has its own memory and its own request; below, copying it costs less (55 us for the memory).
@@ -53,50 +53,53 @@ LiveOf: TypeAlias = Callable[[PlanEntry], Live]
 Values: TypeAlias = list[Value]
 
 
-def in_file_order(units: Iterable[Unit], source: Source) -> list[Unit]:
-    """Units by where their first tensor lies, so that reading is sequential and neighbours are beside each other."""
+class Located(NamedTuple):
+    """A unit, and where what it reads lies; None where some of it can only be read by `Source.read`."""
+
+    unit: Unit
+    places: tuple[Stored, ...] | None
+
+
+def locate(units: Iterable[Unit], source: Source) -> list[Located]:
+    """Finds where units lie, and puts them in file order: reading is sequential, and neighbours come together."""
     if not isinstance(source, DirectSource):
-        return list(units)
-
-    def place(unit: Unit) -> tuple[int, int]:
-        stored = source.stored(unit.reads[0].name)
-        return (stored.file, stored.offset) if stored is not None else (-1, 0)
-
-    return sorted(units, key=place)
+        return [Located(unit, None) for unit in units]
+    located = [Located(unit, _places(unit, source)) for unit in units]
+    return sorted(located, key=lambda item: (item.places[0].file, item.places[0].offset) if item.places else (-1, 0))
 
 
-def make_works(units: Iterable[Unit], source: Source, live_of: LiveOf) -> Iterator[Work[Values]]:
+def _places(unit: Unit, source: DirectSource) -> tuple[Stored, ...] | None:
+    found: list[Stored] = []
+    for read in unit.reads:
+        stored = source.stored(read.name) if read.whole else None
+        if stored is None:
+            return None
+        found.append(stored)
+    return tuple(found)
+
+
+def make_works(located: Iterable[Located], source: Source, live_of: LiveOf) -> Iterator[Work[Values]]:
     """The work of reading units, in their order.
 
     Args:
-      units: in file order, for speed.
+      located: from `locate`.
       source: the opened checkpoint.
       live_of: gives what gives an entry's present value, for `fill = "keep"`; called by the consumer's thread.
     """
-    batch = _Batch()
-    for unit in units:
-        places = _places(unit, source)
-        if places is None or _is_large(unit):
-            yield from batch.take(source, live_of)
-            yield _large(unit, places[0], source) if places and _is_direct(unit) else _single(unit, source, live_of)
+    batch = _Batch(source, live_of)
+    for item in located:
+        places = item.places
+        if places is not None and len(places) == 1 and places[0].size < _LARGE:
+            if not batch.accepts(places[0]):
+                yield from batch.take()
+            batch.add(item.unit, places[0])
+            continue
+        yield from batch.take()
+        if places is not None and _is_direct(item.unit):
+            yield _large(item.unit, places[0], source)
         else:
-            if not batch.accepts(places):
-                yield from batch.take(source, live_of)
-            batch.add(unit, places)
-    yield from batch.take(source, live_of)
-
-
-def _places(unit: Unit, source: Source) -> list[Stored] | None:
-    """Where all that a unit reads lies; None where some of it can only be read by `Source.read`."""
-    if not isinstance(source, DirectSource):
-        return None
-    places = [source.stored(r.name) for r in unit.reads if r.whole]
-    found = [p for p in places if p is not None]
-    return found if len(found) == len(unit.reads) else None
-
-
-def _is_large(unit: Unit) -> bool:
-    return sum(r.spec.nbytes for r in unit.reads) >= _LARGE
+            yield _single(item.unit, source, live_of)
+    yield from batch.take()
 
 
 def _is_direct(unit: Unit) -> bool:
@@ -109,11 +112,20 @@ def is_copy(entry: PlanEntry) -> bool:
     return not entry.ops and entry.source_specs == (entry.spec,)
 
 
-def read_checked(source: DirectSource, name: str, begin: int, out: np.ndarray) -> int:
-    """Fills an array of bytes with a part of a stored tensor; returns its CRC32C, computed while it is in the cache."""
+def read_checked(source: DirectSource, name: str, begin: int, size: int, out: np.ndarray) -> int:
+    """Reads a part of a stored tensor and returns its CRC32C, computed while the bytes are in the cache.
+
+    Args:
+      source: the opened checkpoint.
+      name: of the tensor.
+      begin: first byte in the tensor.
+      size: how many bytes.
+      out: an array of so many bytes; or of `SCRATCH` bytes, which are overwritten again and again.
+    """
     crc = 0
-    for start in range(0, len(out), _CHUNK):
-        chunk = out[start : start + _CHUNK]
+    for start in range(0, size, SCRATCH):
+        count = min(SCRATCH, size - start)
+        chunk = out[start : start + count] if len(out) >= size else out[:count]
         source.read_stored(name, begin + start, chunk)
         crc = checksum.extend(crc, chunk)
     return crc
@@ -125,8 +137,8 @@ def require_checksum(source: Source, name: str, stored: Stored, crc: int) -> Non
         return
     source.check(name)  # says where and what, if the bytes are still wrong
     raise CheckpointCorruptError(
-        f"tensor {name!r}: its bytes did not have their checksum when they were read, and have it now. Something writes "
-        "to the checkpoint, or the memory is faulty. Restore again with nothing else running.",
+        f"tensor {name!r}: its bytes did not have their checksum when they were read, and have it now. "
+        "Something writes to the checkpoint, or the memory is faulty. Restore again with nothing else running.",
         names=(name,),
     )
 
@@ -146,7 +158,7 @@ def joined(crcs: Sequence[int], pieces: Sequence[tuple[int, int]]) -> int:
 
 def _large(unit: Unit, stored: Stored, source: Source) -> Work[Values]:
     assert isinstance(source, DirectSource)
-    return Work(unit.entries[0].bytes, lambda: _start_large(unit, stored, source))
+    return Work(unit.entries[0].bytes, functools.partial(_start_large, unit, stored, source))
 
 
 def _start_large(unit: Unit, stored: Stored, source: DirectSource) -> Started[Values]:
@@ -158,7 +170,7 @@ def _start_large(unit: Unit, stored: Stored, source: DirectSource) -> Started[Va
 
     def fill(number: int) -> None:
         begin, size = pieces[number]
-        crcs[number] = read_checked(source, name, begin, data[begin : begin + size])
+        crcs[number] = read_checked(source, name, begin, size, data[begin : begin + size])
 
     def finish() -> Values:
         crc = joined(crcs, pieces)
@@ -181,7 +193,7 @@ def _single(unit: Unit, source: Source, live_of: LiveOf) -> Work[Values]:
     """Work for a unit whose values go through ops, or that cannot be read by parts."""
     # Ops may hold one more copy of what they make than the result.
     cost = sum(r.spec.nbytes for r in unit.reads) + sum(e.bytes * (1 if is_copy(e) else 2) for e in unit.entries)
-    return Work(cost, lambda: _start_single(unit, source, live_of))
+    return Work(cost, functools.partial(_start_single, unit, source, live_of))
 
 
 def _start_single(unit: Unit, source: Source, live_of: LiveOf) -> Started[Values]:
@@ -218,18 +230,17 @@ def _value(
 ) -> Value:
     if not isinstance(memory, Blank):
         return Value(entry, transform(entry, arrays, source, live), None)
-    sources = [arrays[name] for name in entry.sources if name in arrays]
-    if len(sources) == len(entry.sources) and len(sources) > 1 and len(entry.ops) == 1 and _merge_into(entry, sources, memory.array):
-        return Value(entry, memory, checksum.extend(0, _bytes_of(memory.array)))
-    memory.array[...] = transform(entry, arrays, source, live)
+    if not _merge_into(entry, arrays, memory.array):
+        memory.array[...] = transform(entry, arrays, source, live)
     return Value(entry, memory, checksum.extend(0, _bytes_of(memory.array)))
 
 
-def _merge_into(entry: PlanEntry, sources: Sequence[np.ndarray], out: np.ndarray) -> bool:
+def _merge_into(entry: PlanEntry, arrays: Mapping[str, np.ndarray], out: np.ndarray) -> bool:
     """Joins tensors right in their target's memory, which saves a copy: fused q/k/v is the commonest op of all."""
-    op = entry.ops[0]
-    if any(s.dtype != out.dtype for s in sources):
+    sources = [arrays[name] for name in entry.sources if name in arrays]
+    if len(entry.ops) != 1 or len(sources) != len(entry.sources) or any(s.dtype != out.dtype for s in sources):
         return False
+    op = entry.ops[0]
     if isinstance(op, Concat):
         np.concatenate(sources, op.axis, out=out)
     elif isinstance(op, Stack):
@@ -244,15 +255,23 @@ def read_whole(unit: Unit, source: Source) -> dict[str, np.ndarray]:
     return {r.name: source.read(r.name) for r in unit.reads if r.whole}
 
 
-def transform(
-    entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source, live: Live | None
-) -> np.ndarray:
-    """One target's value; parts of tensors that were not read whole are read now."""
-    if all(name in values for name in entry.sources):
-        return apply(entry.ops, [values[name] for name in entry.sources], live=live)
-    boxes = parts_of(entry)
-    arrays = [_part(name, box, values, source) for name, box in zip(entry.sources, boxes, strict=True)]
-    return apply_boxed(entry.ops, entry.source_specs, boxes, arrays, live)
+def transform(entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source, live: Live | None) -> np.ndarray:
+    """One target's value; parts of tensors that were not read whole are read now.
+
+    Raises:
+      RestoreError: a cast or a scale loses a value; the message names the target and its sources.
+    """
+    try:
+        if all(name in values for name in entry.sources):
+            return apply(entry.ops, [values[name] for name in entry.sources], live=live)
+        boxes = parts_of(entry)
+        arrays = [_part(name, box, values, source) for name, box in zip(entry.sources, boxes, strict=True)]
+        return apply_boxed(entry.ops, entry.source_specs, boxes, arrays, live)
+    except RestoreError as error:
+        if error.names:
+            raise
+        what = f"{entry.target!r} {entry.spec}, from {', '.join(map(repr, entry.sources[:5]))}"
+        raise type(error)(f"{what}: {error}", names=(entry.target,)) from error
 
 
 def _part(name: str, box: Box | None, values: Mapping[str, np.ndarray], source: Source) -> np.ndarray | None:
@@ -262,54 +281,81 @@ def _part(name: str, box: Box | None, values: Mapping[str, np.ndarray], source: 
 
 
 class Neighbours:
-    """Small tensors that lie side by side in one file, and what one request reads of them."""
+    """Small tensors that lie side by side in one file, so that one request reads them all."""
 
     def __init__(self) -> None:
-        self.members: list[tuple[Read, Stored]] = []
-        self.end = 0
+        self.names: list[str] = []
+        self.places: list[Stored] = []
 
     @property
     def size(self) -> int:
-        """Bytes that one request reads."""
-        return self.end - self.members[0][1].offset if self.members else 0
+        """Bytes that the request reads."""
+        return self.places[-1].offset + self.places[-1].size - self.places[0].offset if self.places else 0
 
-    def accepts(self, stored: Stored) -> bool:
+    def accepts(self, place: Stored) -> bool:
         """Whether a tensor lies behind the last one, and close by."""
-        if not self.members:
+        if not self.places:
             return True
-        first = self.members[0][1]
-        near = stored.file == first.file and 0 <= stored.offset - self.end <= _GAP
-        return near and stored.offset + stored.size - first.offset <= _CHUNK
+        first, last = self.places[0], self.places[-1]
+        gap = place.offset - last.offset - last.size
+        return place.file == first.file and 0 <= gap <= _GAP and place.offset + place.size - first.offset <= SCRATCH
 
-    def add(self, read: Read, stored: Stored) -> None:
+    def add(self, name: str, place: Stored) -> None:
         """Adds a tensor."""
-        self.members.append((read, stored))
-        self.end = stored.offset + stored.size
+        self.names.append(name)
+        self.places.append(place)
 
-    def read(self, source: DirectSource, buffer: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The bytes of each, checked; views of the buffer."""
-        first_read, first = self.members[0]
-        data = np.empty(self.size, np.uint8) if buffer is None else buffer[: self.size]
-        source.read_stored(first_read.name, 0, data)
-        found: dict[str, np.ndarray] = {}
-        for read, stored in self.members:
-            start = stored.offset - first.offset
-            part = found[read.name] = data[start : start + stored.size]
-            require_checksum(source, read.name, stored, checksum.extend(0, part))
-        return found
+    def read(self, source: DirectSource, data: np.ndarray) -> Iterator[np.ndarray]:
+        """Reads all into the first bytes of an array, and gives those of each tensor, checked."""
+        source.read_stored(self.names[0], 0, data[: self.size])
+        begin = self.places[0].offset
+        for name, place in zip(self.names, self.places, strict=True):
+            part = data[place.offset - begin : place.offset - begin + place.size]
+            crc = checksum.extend(0, part)
+            if crc != place.crc32c:
+                require_checksum(source, name, place, crc)
+            yield part
 
 
 class _Batch:
     """Small units that one request serves."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: Source, live_of: LiveOf) -> None:
+        self._source, self._live_of = source, live_of
         self._units: list[Unit] = []
         self._neighbours = Neighbours()
 
-    def accepts(self, places: Sequence[Stored]) -> bool:
-        return len(places) == 1 and self._neighbours.accepts(places[0])
+    def accepts(self, place: Stored) -> bool:
+        return self._neighbours.accepts(place)
 
-    def add(self, unit: Unit, places: Sequence[Stored]) -> None:
+    def add(self, unit: Unit, place: Stored) -> None:
         self._units.append(unit)
-        for read, stored in zip(unit.reads, places, strict=True):
-            self._neighbours.add(read, stored)
+        self._neighbours.add(unit.reads[0].name, place)
+
+    def take(self) -> Iterator[Work[Values]]:
+        """The work for all that was added, which is forgotten."""
+        units, neighbours = self._units, self._neighbours
+        self._units, self._neighbours = [], Neighbours()
+        if units:
+            cost = neighbours.size + sum(e.bytes for u in units for e in u.entries)
+            yield Work(cost, functools.partial(_start_batch, units, neighbours, self._source, self._live_of))
+
+
+def _start_batch(units: Sequence[Unit], neighbours: Neighbours, source: Source, live_of: LiveOf) -> Started[Values]:
+    assert isinstance(source, DirectSource)
+    parts: list[np.ndarray] = []
+    data = np.empty(neighbours.size, np.uint8)
+
+    def finish() -> Values:
+        values: Values = []
+        for unit, part, place in zip(units, parts, neighbours.places, strict=True):
+            read = unit.reads[0]
+            array = part.view(numpy_dtype(read.spec.dtype)).reshape(read.spec.shape)
+            for entry in unit.entries:
+                if is_copy(entry):
+                    values.append(Value(entry, array, place.crc32c))
+                else:
+                    values.append(Value(entry, transform(entry, {read.name: array}, source, live_of(entry)), None))
+        return values
+
+    return Started((lambda: parts.extend(neighbours.read(source, data)),), finish)

@@ -209,11 +209,11 @@ class _Session:
     def _check(self, units: tuple[Unit, ...], source: Source) -> None:
         if self._config.verify is not Verify.NONE:
             with self._progress("check", sum(r.spec.nbytes for u in units for r in u.reads)) as bar:
-                check_sources(units, source, bar)
+                check_sources(units, source, bar, self._config.memory_budget)
 
     def _assign(self, units: tuple[Unit, ...], source: Source) -> list[Assigned]:
         with self._progress("restore", sum(e.bytes for u in units for e in u.entries)) as bar:
-            return assign_units(units, source, self._handles, self._assigner, bar)
+            return assign_units(units, source, self._handles, self._assigner, bar, self._config.memory_budget)
 
     def _progress(self, title: str, total: int) -> AbstractContextManager[Progress]:
         enabled = self._config.progress if self._communicator.rank == 0 else False

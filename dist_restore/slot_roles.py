@@ -11,9 +11,14 @@ import re
 _ROLES = {
     "_model_variables_moving_average": "average",
     "adam_velocities": "velocity",
-    "m": "momentum",
-    "v": "velocity",
-    "vhat": "velocity_hat",
+}
+# What Keras 2 and TF1 call slots, by class: an Adamax has an `m` and a `v` too, and its `v` is another thing.
+_SLOT_ROLES = {
+    **{(f, "m"): "momentum" for f in ("adam", "adamw", "nadam")},
+    **{(f, "v"): "velocity" for f in ("adam", "adamw", "nadam")},
+    ("adam", "vhat"): "velocity_hat",
+    ("rmsprop", "rms"): "velocity",
+    ("rmsprop", "mg"): "average_gradient",
 }
 _FAMILIES = frozenset(
     "adadelta adafactor adagrad adam adamax adamw ftrl lamb lion lossscaleoptimizer muon nadam rmsprop "
@@ -36,9 +41,14 @@ _DEGREES = {
 }
 
 
-def role_of_edge(edge: str, family: str = "") -> str:
+def role_of_slot(name: str, family: str) -> str:
+    """The role of a slot that Keras 2 or TF1 calls so: `m` of an Adam is `momentum`."""
+    return _SLOT_ROLES.get((family, name), name)
+
+
+def role_of_edge(edge: str) -> str:
     """The role that an optimizer's attribute holds: `_momentums` is `momentum`, `_velocities` is `velocity`."""
-    if edge in _ROLES and (edge.startswith("_") or len(edge) > 2 or family in _SAME_MOMENTS):
+    if edge in _ROLES:
         return _ROLES[edge]
     name = edge.lstrip("_")
     if name.endswith("ies"):

@@ -1,42 +1,37 @@
-"""Workers of a cluster agree through a key-value store. Knows messages and ranks; knows no tensors.
+"""Workers of a cluster agree by messages. Knows who says what in which order; knows no store and no tensors.
 
 The chief is in the middle: the others write to it (`up`), and all read what it writes (`down`).
 
-    broadcast      the chief writes one `down`, the others read it
-    gather         every worker writes one `up`; the chief reads all and writes one `down`: the payloads, or a verdict
-    a failure      goes `up` in the next gather; the verdict comes `down` in place of whatever is read next
+    broadcast   the chief writes one `down`, the others read it
+    gather      every worker writes one `up`; the chief reads all and writes one `down`: their payloads, or a verdict
+    a failure   goes `up` in the next gather; its verdict comes `down` in place of whatever is read next
 
-So every worker learns the same verdict, and waits for one key at a time. A round is a gather with the broadcasts
-before it; when the chief has heard everybody in a round, everybody has read all of the round before, and its keys
-go. A worker that gave up says so in the next round, for a peer that was only slow: nobody goes on alone.
+So all workers learn the same verdict, and each waits for one thing at a time. A round is a gather with the broadcasts
+before it. When the chief has heard everybody in a round, everybody has read all of the round before, which goes. Who
+gives up says so in its next round, for a peer that was merely slow: nobody goes on alone.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from threading import Event
+from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
-from dist_restore.distribute.coordination import Store, Unreachable
+from dist_restore.distribute.coordination import Store
+from dist_restore.distribute.mailbox import CHIEF, Mailbox
 from dist_restore.distribute.messages import Failure, Message
-from dist_restore.distribute.waiting import Liveness, Lost, in_thread, until
+from dist_restore.distribute.waiting import Lost
 from dist_restore.errors import WorkerError
 
 Result = TypeVar("Result")
 
-CHIEF = 0
 # Slower than this is a stall: a tenth of a spinning disk.
 SLOWEST_BYTES_PER_SECOND = 10e6
-# An abandoned helper thread ends after so long at the latest.
-SLICE_SECONDS = 10.0
-RETRY_SECONDS = 0.5
-# For last words to a chief that may not listen any more.
-PARTING_SECONDS = 2.0
 # By so much later than the chief do the others give up, so that it is the chief that names the culprit.
 MARGIN_SECONDS = 5.0
+# For last words to a chief that may not listen any more, and for those of others that the chief waits for.
+PARTING_SECONDS = 2.0
+LINGER_SECONDS = 10.0
 
 
 class ClusterCommunicator:
@@ -46,27 +41,27 @@ class ClusterCommunicator:
       store: where messages are left.
       rank: this worker.
       world_size: number of workers.
-      name: what this talk is called in the store; the same on all workers, and never used before.
-      timeout: seconds that any one wait may take, when no bytes are at stake.
+      name: what this talk is called in the store: the same on all workers, and never used before.
+      timeout: seconds that any one wait may take when no bytes are at stake.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int, *, name: str, timeout: float) -> None:
         self.rank, self.world_size = rank, world_size
-        self._store, self._name, self._timeout = store, name, timeout
-        self._liveness = Liveness(store.probe)
+        self._mailbox = Mailbox(store, rank)
+        self._name, self._timeout = name, timeout
         self._round, self._step = 0, 0
-        self._said = False
+        self._wrote = -1  # The last round in which this worker wrote `up`.
         self._phase = "begin"
-        self._verdict: Failure | None = None
-        self._ended = Event()
+        self._closed = False
+        self._failure: Failure | None = None
 
     def broadcast(self, payload: bytes, phase: str, nbytes: int = 0) -> bytes:
         """See `Communicator.broadcast`."""
         self._begin(phase)
-        if self.rank == CHIEF:
-            self._announce(Message(phase, (payload,)))
-            return payload
-        return self._next(phase, nbytes).payloads[0]
+        if self.rank != CHIEF:
+            return self._read(nbytes)[0]
+        self._announce(Message(phase, (payload,)), nbytes)
+        return payload
 
     def gather(self, payload: bytes, phase: str, nbytes: int = 0) -> tuple[bytes, ...]:
         """See `Communicator.gather`."""
@@ -79,24 +74,24 @@ class ClusterCommunicator:
         try:
             result = work()
         except Exception as error:
-            if self._verdict:
-                raise  # From a call inside `work`: all workers have it already.
+            if self._failure:
+                raise  # Out of a call inside `work`: all workers have it.
             self._fail(error, phase, nbytes)
-        self._begin(phase)
-        self._exchange(Message(phase, (b"",)), nbytes)
+        self.gather(b"", phase, nbytes)
         return result
 
     def close(self) -> None:
-        """Ends the talk: the chief, which holds the store, stays until all have read everything."""
-        if self._ended.is_set():
+        """Ends the talk. The chief, whose process holds the store, stays until all others have read everything."""
+        if self._closed:
             return
         self._begin("end")
         if self.rank == CHIEF:
-            self._collect(Message("end"), 0)
-            self._call(lambda: self._store.delete(self._name))
+            farewells = self._trying(lambda: self._mailbox.take(self._from_others(self._bye), self._limit(0)))
+            self._judge(farewells)
+            self._trying(lambda: self._mailbox.drop(self._name, self._limit(0)))
         else:
-            self._say(Message("end"))
-        self._ended.set()
+            self._trying(lambda: self._mailbox.post(self._bye(self.rank), Message("end"), self._limit(0)))
+        self._end()
 
     def __enter__(self) -> ClusterCommunicator:
         return self
@@ -106,47 +101,138 @@ class ClusterCommunicator:
     ) -> None:
         if error is None:
             self.close()
-        elif not self._ended.is_set():
+        elif not self._closed:
             self._part(Failure.of(error, self.rank, self._phase))
 
     def _begin(self, phase: str) -> None:
-        if self._verdict:
-            raise self._verdict.error()
+        if self._failure:
+            raise self._failure.error()
         self._phase = phase
 
     def _exchange(self, mine: Message, nbytes: int) -> tuple[bytes, ...]:
+        self._write(mine, nbytes)
         if self.rank == CHIEF:
-            payloads = self._collect(mine, nbytes)
-            self._announce(Message(mine.phase, payloads))
+            payloads = self._hear(mine, nbytes)
+            self._announce(Message(mine.phase, payloads), nbytes)
         else:
-            self._say(mine)
-            payloads = self._next(mine.phase, nbytes).payloads
-        self._round, self._step, self._said = self._round + 1, 0, False
+            payloads = self._read(nbytes)
+        self._round, self._step = self._round + 1, 0
         return payloads
 
     def _fail(self, error: Exception, phase: str, nbytes: int) -> NoReturn:
-        """Tells the others what happened here, and raises what all raise."""
+        """Tells the others what happened here; raises what all raise."""
         mine = Message(phase, failure=Failure.of(error, self.rank, phase))
         try:
+            self._write(mine, nbytes)
             if self.rank == CHIEF:
-                self._collect(mine, nbytes)
-            self._say(mine)
-            while True:  # Broadcasts that the chief made before it heard of this.
-                self._next("", nbytes)
+                self._hear(mine, nbytes)
+            while True:  # The chief may have broadcast more before it heard of this.
+                self._read(nbytes, any_phase=True)
         except WorkerError as verdict:
             raise verdict from error
 
-    def _collect(self, mine: Message, nbytes: int) -> tuple[bytes, ...]:
+    def _write(self, message: Message, nbytes: int) -> None:
+        self._wrote = self._round
+        self._trying(lambda: self._mailbox.post(self._up(self.rank), message, self._limit(nbytes)))
+
+    def _announce(self, message: Message, nbytes: int) -> None:
+        key, self._step = self._down(), self._step + 1
+        self._trying(lambda: self._mailbox.post(key, message, self._limit(nbytes)))
+
+    def _hear(self, mine: Message, nbytes: int) -> tuple[bytes, ...]:
         """The chief hears everybody; if anybody failed or is lost, all get that verdict."""
-        messages = {CHIEF: mine}
-        try:
-            self._hear_all(messages, nbytes)
-        except Lost as lost:
-            text = f"no sign of it within {self._limit(nbytes):.0f} s; {lost}" if not str(lost) else str(lost)
-            self._judge(Failure(lost.ranks[0], mine.phase, text, others=lost.ranks[1:]))
-        failures = [f for _, m in sorted(messages.items()) for f in _failures(m, mine.phase, _)]
-        if failures:
-            self._judge(_first(failures))
+        heard = self._trying(lambda: self._mailbox.take(self._from_others(self._up), self._limit(nbytes)))
+        messages = {CHIEF: mine, **heard}
+        self._judge(messages)
         if self._round:
-            self._call(lambda: self._store.delete(f"{self._name}/{self._round - 1}"))
-        return tuple(m.payloads[0] if m.payloads else b"" for _, m in sorted(messages.items()))
+            self._trying(lambda: self._mailbox.drop(f"{self._name}/{self._round - 1}", self._limit(0)))
+        return tuple(b"".join(messages[rank].payloads) for rank in range(self.world_size))
+
+    def _judge(self, messages: Mapping[int, Message]) -> None:
+        found = (self._failure_in(message, rank) for rank, message in sorted(messages.items()))
+        failures = [failure for failure in found if failure]
+        if failures:
+            verdict = failures[0].and_others(f.rank for f in failures[1:])
+            self._part(verdict)
+            raise verdict.error()
+
+    def _failure_in(self, message: Message, rank: int) -> Failure | None:
+        if message.failure or message.phase == self._phase:
+            return message.failure
+        text = f"it makes the calls of phase {message.phase!r}; all workers must make the same calls in the same order"
+        return Failure(rank, self._phase, text)
+
+    def _read(self, nbytes: int, *, any_phase: bool = False) -> tuple[bytes, ...]:
+        """What the chief says next; raises if that is a verdict."""
+        key, self._step = self._down(), self._step + 1
+        message = self._trying(lambda: self._take_from_chief(key, self._limit(nbytes)))
+        if message.failure:
+            self._end(message.failure)
+            raise message.failure.error()
+        failure = None if any_phase else self._failure_in(message, CHIEF)
+        if failure:
+            self._part(failure)
+            raise failure.error()
+        return message.payloads
+
+    def _take_from_chief(self, key: str, seconds: float) -> Message:
+        try:
+            return self._mailbox.take({CHIEF: key}, seconds)[CHIEF]
+        except Lost as lost:
+            # The chief came later than this worker, and waits for somebody else: it will say for whom.
+            if not lost.late or not self._mailbox.peek(self._up(CHIEF)):
+                raise
+            return self._mailbox.take({CHIEF: key}, seconds + MARGIN_SECONDS)[CHIEF]
+
+    def _trying(self, request: Callable[[], Result]) -> Result:
+        """Whoever is lost on the way is a failure for all."""
+        try:
+            return request()
+        except Lost as lost:
+            why = f"it did not come this far in {self._timeout:.0f} s" if lost.late else "it is dead"
+            failure = Failure(lost.ranks[0], self._phase, f"{why}; {lost}", others=lost.ranks[1:])
+            self._part(failure)
+            raise failure.error() from lost
+
+    def _part(self, failure: Failure) -> None:
+        """Tells the others that there is nothing more to come from here, and why."""
+        last = Message(self._phase, failure=failure)
+        if self.rank == CHIEF:
+            self._leave_word(self._down(), last)
+            self._leave_word(self._down(self._round + 1, 0), last)  # For who has read this round to its end.
+            self._await_farewells(failure)
+        else:
+            self._leave_word(self._up(self.rank, self._round + (self._wrote == self._round)), last)
+        self._end(failure)
+
+    def _await_farewells(self, failure: Failure) -> None:
+        """The store goes with the chief: those who can should have read the verdict by then."""
+        others = self._from_others(self._bye)
+        able = {rank: key for rank, key in others.items() if rank not in (failure.rank, *failure.others)}
+        with contextlib.suppress(Lost):
+            self._mailbox.take(able, min(LINGER_SECONDS, self._timeout))
+
+    def _end(self, failure: Failure | None = None) -> None:
+        if failure and self.rank != CHIEF:
+            self._leave_word(self._bye(self.rank), Message(self._phase, failure=failure))
+        self._failure, self._closed = failure, True
+        self._mailbox.close()
+
+    def _leave_word(self, key: str, message: Message) -> None:
+        with contextlib.suppress(Lost):
+            self._mailbox.post(key, message, PARTING_SECONDS)
+
+    def _limit(self, nbytes: int) -> float:
+        return self._timeout + nbytes / SLOWEST_BYTES_PER_SECOND
+
+    def _from_others(self, key: Callable[[int], str]) -> dict[int, str]:
+        return {rank: key(rank) for rank in range(self.world_size) if rank != CHIEF}
+
+    def _up(self, rank: int, round_: int | None = None) -> str:
+        return f"{self._name}/{self._round if round_ is None else round_}/up/{rank}"
+
+    def _down(self, round_: int | None = None, step: int | None = None) -> str:
+        return f"{self._name}/{self._round if round_ is None else round_}/down/{self._step if step is None else step}"
+
+    def _bye(self, rank: int) -> str:
+        return f"{self._name}/bye/{rank}"

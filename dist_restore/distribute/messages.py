@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import json
 import zlib
+from collections.abc import Iterable
 
-from dist_restore.errors import WorkerError
+from dist_restore import errors
+from dist_restore.errors import RestoreError, WorkerError
 
 # A plan's JSON shrinks to a tenth at this level, at 150 MB/s and more; the store passes 40 to 100 MB/s.
 _COMPRESSION = 1
@@ -20,7 +23,8 @@ class Failure:
     Attributes:
       rank: the worker.
       phase: what it was doing.
-      text: class and message of its exception, or what its peers saw of it.
+      text: what happened.
+      kind: class of its exception; empty when its peers say it of a worker that they lost.
       names: the tensors or variables that the exception is about.
       others: workers that failed too.
     """
@@ -28,6 +32,7 @@ class Failure:
     rank: int
     phase: str
     text: str
+    kind: str = ""
     names: tuple[str, ...] = ()
     others: tuple[int, ...] = ()
 
@@ -35,13 +40,30 @@ class Failure:
     def of(error: BaseException, rank: int, phase: str) -> Failure:
         """What an exception says."""
         names = tuple(str(name) for name in getattr(error, "names", ()))
-        return Failure(rank, phase, f"{type(error).__name__}: {error}", names)
+        return Failure(rank, phase, str(error), type(error).__name__, names)
+
+    def and_others(self, others: Iterable[int]) -> Failure:
+        """The same, with the ranks of others that failed too."""
+        return dataclasses.replace(self, others=tuple(others))
 
     def error(self) -> WorkerError:
-        """The exception that every worker raises for it."""
+        """The exception that every worker raises for it.
+
+        Where it was a `RestoreError`, it is one of that class too: who catches `CheckpointNotFoundError` need not know
+        how many workers there are.
+        """
         also = f" (so did {_workers(self.others)})" if self.others else ""
-        message = f"Worker {self.rank} failed in phase {self.phase!r}{also}: {self.text}"
-        return WorkerError(message, rank=self.rank, phase=self.phase, names=self.names)
+        what = f"{self.kind}: {self.text}" if self.kind else self.text
+        message = f"Worker {self.rank} failed in phase {self.phase!r}{also}: {what}"
+        return _error_class(self.kind)(message, rank=self.rank, phase=self.phase, names=self.names)
+
+
+@functools.cache
+def _error_class(kind: str) -> type[WorkerError]:
+    original = getattr(errors, kind, None)
+    if not (isinstance(original, type) and issubclass(original, RestoreError)) or issubclass(WorkerError, original):
+        return WorkerError
+    return type("WorkerError", (WorkerError, original), {"__doc__": WorkerError.__doc__})
 
 
 def _workers(ranks: tuple[int, ...]) -> str:

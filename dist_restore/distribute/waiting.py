@@ -6,19 +6,20 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 from dist_restore.distribute.coordination import Answer
 
 Result = TypeVar("Result")
 
-# How often a wait looks up: for signs of life, and for Ctrl-C on platforms where a lock ignores it.
+# How often a wait looks up for signs of life.
 TICK_SECONDS = 1.0
 PROBE_SECONDS = 1.0
 # Each costs 0.3 ms when it is answered, and PROBE_SECONDS when it is not.
 PROBES_PER_TICK = 4
-# For how long a peer must have given the same bad answer until it is given up. A refused connection may be a
-# network's hiccup; TF itself gives up a peer that is silent for 10 s, and breaks all collectives for good.
+# For how long a peer must have given the same bad answer until it is given up. A refused connection may be a hiccup
+# of the network; a silent peer may be a machine that swaps, but TF breaks all collectives for good after 10 s of it.
 GRACE = {Answer.GONE: 3.0, Answer.SILENT: 30.0, Answer.REPLACED: 0.0}
 
 
@@ -27,11 +28,12 @@ class Lost(Exception):
 
     Attributes:
       ranks: which.
+      late: whether the time was over; else they are known to be dead.
     """
 
-    def __init__(self, ranks: Sequence[int], text: str) -> None:
-        super().__init__(text)
-        self.ranks = tuple(ranks)
+    def __init__(self, ranks: Sequence[int], why: str, *, late: bool) -> None:
+        super().__init__(why)
+        self.ranks, self.late = tuple(ranks), late
 
 
 class Liveness:
@@ -51,28 +53,28 @@ class Liveness:
         for _ in range(min(PROBES_PER_TICK, len(ranks))):
             self._turn += 1
             rank = ranks[self._turn % len(ranks)]
-            answer = self._probe(rank, PROBE_SECONDS)
+            answer = self.ask(rank)
             if answer in GRACE and self._seconds(rank, answer) >= GRACE[answer]:
                 yield rank, answer
 
-    def describe(self, rank: int) -> str:
-        """What is known of a rank, now."""
-        return self._probe(rank, PROBE_SECONDS).value
+    def ask(self, rank: int) -> Answer:
+        """What a rank's process says now."""
+        return self._probe(rank, PROBE_SECONDS)
 
     def _seconds(self, rank: int, answer: Answer) -> float:
         """For how long a rank has given this answer; 0 for the first time."""
         now = time.monotonic()
-        if self._since.get(rank, (None, now))[0] is not answer:
+        if rank not in self._since or self._since[rank][0] is not answer:
             self._since[rank] = (answer, now)
         return now - self._since[rank][1]
 
 
-def in_thread(work: Callable[[], Result]) -> concurrent.futures.Future[Result]:
+def in_thread(work: Callable[[], Result]) -> Future[Result]:
     """Runs `work` in a thread that keeps no process alive.
 
     `ThreadPoolExecutor` would: its threads are joined at exit, and one that waits for a stopped chief never ends.
     """
-    future: concurrent.futures.Future[Result] = concurrent.futures.Future()
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
@@ -84,11 +86,13 @@ def in_thread(work: Callable[[], Result]) -> concurrent.futures.Future[Result]:
     return future
 
 
-def until(deadline: float, future: concurrent.futures.Future[Result]) -> Iterator[None]:
-    """Yields after every tick in which `future` was not done; ends when it is, or after `deadline`."""
+def ticks(future: Future[Result], seconds: float) -> Iterator[None]:
+    """Yields after every tick in which `future` was not done; ends when it is, or after so many seconds."""
+    deadline = time.monotonic() + seconds
     while not future.done():
         left = deadline - time.monotonic()
         concurrent.futures.wait([future], max(0.0, min(TICK_SECONDS, left)))
-        if future.done() or left <= 0:
-            return
-        yield
+        if not future.done():
+            if left <= TICK_SECONDS:
+                return
+            yield

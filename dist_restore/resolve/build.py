@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 
 from dist_restore.entries import PlanEntry, Problem, Status
-from dist_restore.errors import RuleError, ShapeMismatchError
+from dist_restore.errors import DtypeMismatchError, RuleError, ShapeMismatchError
 from dist_restore.specs import SourceTensor, TargetVariable, TensorSpec
 from dist_restore.transforms import (
     Cast,
@@ -52,6 +52,8 @@ def build_entry(target: TargetVariable, choice: Choice) -> PlanEntry:
         result = infer(ops, specs)
     except ShapeMismatchError as error:
         return _problem(target, choice, Problem.SHAPE, str(error))
+    except DtypeMismatchError as error:
+        return _problem(target, choice, Problem.DTYPE, str(error))
     except RuleError as error:
         raise RuleError(f"{choice.evidence}: {target.name!r}: {error}") from error
     if result.shape != target.spec.shape:

@@ -1,0 +1,128 @@
+"""The first pass: every byte that a plan needs against its checksum, and every cast that might lose a value.
+
+Reads into buffers that are used again; keeps nothing. Knows sources and ops; knows no variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from dist_restore.distribute.schedule import Unit
+from dist_restore.entries import PlanEntry
+from dist_restore.pipeline import Started, Work, stream
+from dist_restore.reading import (
+    SCRATCH,
+    Located,
+    Neighbours,
+    joined,
+    pieces_of,
+    read_checked,
+    read_whole,
+    require_checksum,
+    transform,
+)
+from dist_restore.report.progress import Progress
+from dist_restore.sources.base import DirectSource, Source, Stored
+from dist_restore.transforms import Cast, is_safe_cast, numpy_dtype
+
+_Check = Work[int]
+
+
+def check_located(located: Sequence[Located], source: Source, progress: Progress, budget: int) -> None:
+    """Checks all units; threads share large tensors.
+
+    Raises:
+      CheckpointCorruptError: bytes are not what was written.
+      DtypeMismatchError: a cast would change a value.
+    """
+    with contextlib.closing(stream(_checks(located, source), budget)) as sizes:
+        for size in sizes:
+            progress.advance(size)
+
+
+def _checks(located: Sequence[Located], source: Source) -> Iterator[_Check]:
+    neighbours = Neighbours()
+    for item in located:
+        if any(map(may_lose, item.unit.entries)):
+            yield Work(item.unit.nbytes, functools.partial(_start_unit, item.unit, source))
+            continue
+        for read, place in zip(item.unit.reads, item.places or (None,) * len(item.unit.reads), strict=True):
+            if place is None or not isinstance(source, DirectSource):
+                if read.whole:
+                    yield Work(SCRATCH, functools.partial(_start_other, read.name, source))
+            elif place.size >= SCRATCH:
+                yield Work(SCRATCH, functools.partial(_start_large, read.name, place, source))
+            else:
+                if not neighbours.accepts(place):
+                    yield Work(SCRATCH, functools.partial(_start_small, neighbours, source))
+                    neighbours = Neighbours()
+                neighbours.add(read.name, place)
+    if neighbours.names and isinstance(source, DirectSource):
+        yield Work(SCRATCH, functools.partial(_start_small, neighbours, source))
+
+
+def _start_unit(unit: Unit, source: Source) -> Started[int]:
+    return Started((lambda: _check_casts(unit, source),), lambda: sum(r.spec.nbytes for r in unit.reads))
+
+
+def _start_other(name: str, source: Source) -> Started[int]:
+    sizes: list[int] = []
+    return Started((lambda: sizes.append(source.check(name)),), lambda: sizes[0])
+
+
+def _start_small(neighbours: Neighbours, source: DirectSource) -> Started[int]:
+    def task() -> None:
+        for _ in neighbours.read(source, _scratch()):
+            pass
+
+    return Started((task,), lambda: neighbours.size)
+
+
+def _start_large(name: str, place: Stored, source: DirectSource) -> Started[int]:
+    pieces = pieces_of(place.size)
+    crcs = [0] * len(pieces)
+
+    def read(number: int) -> None:
+        crcs[number] = read_checked(source, name, *pieces[number], _scratch())
+
+    def finish() -> int:
+        require_checksum(source, name, place, joined(crcs, pieces))
+        return place.size
+
+    return Started(tuple(functools.partial(read, i) for i in range(len(pieces))), finish)
+
+
+_buffers = threading.local()
+
+
+def _scratch() -> np.ndarray:
+    """This thread's buffer, which stays in its core's cache."""
+    if not hasattr(_buffers, "array"):
+        _buffers.array = np.empty(SCRATCH, np.uint8)
+    array: np.ndarray = _buffers.array
+    return array
+
+
+def _check_casts(unit: Unit, source: Source) -> None:
+    """Reads a unit as it will be read for assignment; whole tensors are checked as their bytes pass."""
+    values = read_whole(unit, source)
+    for entry in unit.entries:
+        if may_lose(entry):
+            # The fill's values do not matter to the check, so the live value is not needed for it.
+            transform(entry, values, source, functools.partial(_zeros, entry))
+
+
+def _zeros(entry: PlanEntry) -> np.ndarray:
+    return np.zeros(entry.spec.shape, numpy_dtype(entry.spec.dtype))
+
+
+def may_lose(entry: PlanEntry) -> bool:
+    """Whether a cast of this entry must be tried before it is known to be without loss."""
+    if not any(isinstance(op, Cast) and not op.lossy for op in entry.ops):
+        return False
+    return any(not is_safe_cast(s.dtype, entry.spec.dtype) for s in entry.source_specs)

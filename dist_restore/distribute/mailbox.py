@@ -1,0 +1,115 @@
+"""Messages left for each other in the store, and waited for with an eye on those who should write them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from threading import Event
+from typing import TypeVar
+
+from dist_restore.distribute.coordination import Store, Unreachable
+from dist_restore.distribute.messages import Message
+from dist_restore.distribute.waiting import Liveness, Lost, in_thread, ticks
+
+Result = TypeVar("Result")
+
+CHIEF = 0
+# A helper thread that nobody waits for any more ends after so long at the latest.
+SLICE_SECONDS = 10.0
+RETRY_SECONDS = 0.5
+PEEK_SECONDS = 0.2
+
+
+class Mailbox:
+    """One worker's access to the store, which the chief's process holds.
+
+    Args:
+      store: where messages are left.
+      rank: this worker.
+    """
+
+    def __init__(self, store: Store, rank: int) -> None:
+        self._store, self._rank = store, rank
+        self._liveness = Liveness(store.probe)
+        self._closed = Event()
+
+    def post(self, key: str, message: Message, seconds: float) -> None:
+        """Leaves a message.
+
+        Raises:
+          Lost: the chief did not take it.
+        """
+        text = message.pack()
+        self._ask_chief(lambda: self._store.set(key, text), seconds)
+
+    def drop(self, key: str, seconds: float) -> None:
+        """Removes all messages below a key.
+
+        Raises:
+          Lost: the chief did not answer.
+        """
+        self._ask_chief(lambda: self._store.delete(key), seconds)
+
+    def take(self, keys: Mapping[int, str], seconds: float) -> dict[int, Message]:
+        """Waits for a message of each of these ranks.
+
+        Raises:
+          Lost: one of them is dead, or did not write in time.
+        """
+        found: dict[int, Message] = {}
+        future = in_thread(lambda: self._fetch(keys, found))
+        for _ in ticks(future, seconds):
+            self._bury(keys, found)
+        missing = [rank for rank in keys if rank not in found]
+        if missing:
+            raise Lost(missing, self._liveness.ask(missing[0]).value, late=True)
+        return found
+
+    def peek(self, key: str) -> Message | None:
+        """A message, if it is there."""
+        with contextlib.suppress(Unreachable):
+            text = self._store.get(key, PEEK_SECONDS)
+            return Message.unpack(text) if text is not None else None
+        return None
+
+    def close(self) -> None:
+        """Lets helper threads end that nobody waits for any more."""
+        self._closed.set()
+
+    def _ask_chief(self, request: Callable[[], None], seconds: float) -> None:
+        future = in_thread(lambda: self._persist(request))
+        for _ in ticks(future, seconds):
+            for rank, answer in self._liveness.dead([CHIEF] if self._rank != CHIEF else []):
+                raise Lost([rank], answer.value, late=False)
+        self._settle(future)
+
+    def _settle(self, future: Future[None]) -> None:
+        if not future.done():
+            raise Lost([CHIEF], self._liveness.ask(CHIEF).value, late=True)
+        future.result()
+
+    def _bury(self, keys: Mapping[int, str], found: dict[int, Message]) -> None:
+        """Gives up ranks that are dead; but one that wrote before it ended has done its part."""
+        for rank, answer in self._liveness.dead([rank for rank in keys if rank not in found]):
+            message = self.peek(keys[rank])
+            if message is None:
+                raise Lost([rank], answer.value, late=False)
+            found[rank] = message
+
+    def _fetch(self, keys: Mapping[int, str], found: dict[int, Message]) -> None:
+        for rank, key in keys.items():
+            text = None
+            while text is None and rank not in found and not self._closed.is_set():
+                text = self._persist(lambda key=key: self._store.get(key, SLICE_SECONDS))
+            if text is not None:
+                found[rank] = Message.unpack(text)
+
+    def _persist(self, request: Callable[[], Result]) -> Result:
+        """Repeats a request that did not get through: whether the chief is dead is for `Liveness` to say."""
+        while True:
+            try:
+                return request()
+            except Unreachable:
+                if self._closed.wait(RETRY_SECONDS):
+                    raise
