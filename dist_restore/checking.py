@@ -31,6 +31,8 @@ from dist_restore.sources.base import DirectSource, Source, Stored
 from dist_restore.transforms import Cast, is_safe_cast, numpy_dtype
 
 _Check = Work[int]
+# Checks hold little; this many bytes of scratch allow for enough of them to keep all threads busy.
+_AHEAD = 64 << 20
 
 
 def check_located(located: Sequence[Located], source: Source, progress: Progress, budget: int) -> None:
@@ -40,30 +42,31 @@ def check_located(located: Sequence[Located], source: Source, progress: Progress
       CheckpointCorruptError: bytes are not what was written.
       DtypeMismatchError: a cast would change a value.
     """
-    with contextlib.closing(stream(_checks(located, source), budget)) as sizes:
+    with contextlib.closing(stream(_checks(located, source), min(budget, _AHEAD))) as sizes:
         for size in sizes:
             progress.advance(size)
 
 
 def _checks(located: Sequence[Located], source: Source) -> Iterator[_Check]:
+    direct = source if isinstance(source, DirectSource) else None
     neighbours = Neighbours()
     for item in located:
         if any(map(may_lose, item.unit.entries)):
             yield Work(item.unit.nbytes, functools.partial(_start_unit, item.unit, source))
             continue
         for read, place in zip(item.unit.reads, item.places or (None,) * len(item.unit.reads), strict=True):
-            if place is None or not isinstance(source, DirectSource):
+            if place is None or direct is None:
                 if read.whole:
                     yield Work(SCRATCH, functools.partial(_start_other, read.name, source))
             elif place.size >= SCRATCH:
-                yield Work(SCRATCH, functools.partial(_start_large, read.name, place, source))
+                yield Work(SCRATCH, functools.partial(_start_large, read.name, place, direct))
             else:
                 if not neighbours.accepts(place):
-                    yield Work(SCRATCH, functools.partial(_start_small, neighbours, source))
+                    yield Work(SCRATCH, functools.partial(_start_small, neighbours, direct))
                     neighbours = Neighbours()
                 neighbours.add(read.name, place)
-    if neighbours.names and isinstance(source, DirectSource):
-        yield Work(SCRATCH, functools.partial(_start_small, neighbours, source))
+    if neighbours.names and direct is not None:
+        yield Work(SCRATCH, functools.partial(_start_small, neighbours, direct))
 
 
 def _start_unit(unit: Unit, source: Source) -> Started[int]:

@@ -72,9 +72,9 @@ def to_tensor(value: np.ndarray | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     if not isinstance(value, np.ndarray):
         return value
     if _PRIVATE and tf.executing_eagerly() and value.dtype != object:
-        # 3 us; tf.convert_to_tensor takes 17.
-        # It copies, whatever the alignment: what follows may reuse or change the array.
-        return framework_ops.EagerTensor(np.require(value, requirements="CA"), None, dtype.as_datatype_enum)
+        # The tensor shares an aligned array's memory, so it gets a copy. 4 us; tf.convert_to_tensor, which copies too,
+        # takes 17.
+        return framework_ops.EagerTensor(np.array(value, order="C"), None, dtype.as_datatype_enum)
     return tf.convert_to_tensor(value, dtype=dtype)
 
 

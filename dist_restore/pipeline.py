@@ -12,7 +12,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeAlias, TypeVar
 
 Result = TypeVar("Result")
@@ -53,7 +53,7 @@ def thread_count() -> int:
     return max(2, min(_MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
 
 
-def stream(works: Iterable[Work[Result]], budget: int, threads: int | None = None) -> Iterator[Result]:
+def stream(works: Iterable[Work[Result]], budget: int, threads: int | None = None) -> Generator[Result, None, None]:
     """The results of all work, in order.
 
     Work is started ahead while all that is in flight stays within the budget; what is larger passes alone. A result
@@ -112,20 +112,3 @@ class _Flight(Generic[Result]):
         yield result
         del result
         self.nbytes -= nbytes
-
-
-def run_all(tasks: Iterable[Task], threads: int | None = None) -> None:
-    """Does tasks on threads, in any order, and waits for all; a few are queued ahead, however many there are.
-
-    Raises:
-      BaseException: what the first failing task raised; the rest is not begun.
-    """
-    works = (Work(1, lambda task=task: Started((task,), _nothing)) for task in tasks)  # type: ignore[misc]
-    count = threads or thread_count()
-    with contextlib.closing(stream(works, 8 * count, count)) as results:
-        for _ in results:
-            pass
-
-
-def _nothing() -> None:
-    return None

@@ -16,7 +16,7 @@ import numpy as np
 from dist_restore import host_memory
 from dist_restore.distribute.schedule import Unit, parts_of
 from dist_restore.entries import PlanEntry
-from dist_restore.errors import CheckpointCorruptError, RestoreError
+from dist_restore.errors import CheckpointCorruptError, DtypeMismatchError
 from dist_restore.host_memory import Blank
 from dist_restore.pipeline import Started, Work
 from dist_restore.sources import checksum
@@ -259,7 +259,7 @@ def transform(entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source
     """One target's value; parts of tensors that were not read whole are read now.
 
     Raises:
-      RestoreError: a cast or a scale loses a value; the message names the target and its sources.
+      DtypeMismatchError: a cast or a scale loses a value; the message names the target and its sources.
     """
     try:
         if all(name in values for name in entry.sources):
@@ -267,11 +267,11 @@ def transform(entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source
         boxes = parts_of(entry)
         arrays = [_part(name, box, values, source) for name, box in zip(entry.sources, boxes, strict=True)]
         return apply_boxed(entry.ops, entry.source_specs, boxes, arrays, live)
-    except RestoreError as error:
-        if error.names:
-            raise
-        what = f"{entry.target!r} {entry.spec}, from {', '.join(map(repr, entry.sources[:5]))}"
-        raise type(error)(f"{what}: {error}", names=(entry.target,)) from error
+    except DtypeMismatchError as error:  # the ops know no names
+        what = " + ".join(repr(name) for name in entry.sources)
+        raise DtypeMismatchError(
+            f"{entry.target!r} {entry.spec} from {what}: {error}", names=(entry.target,)
+        ) from error
 
 
 def _part(name: str, box: Box | None, values: Mapping[str, np.ndarray], source: Source) -> np.ndarray | None:

@@ -184,7 +184,12 @@ class Stack(keras.Model):
     """A subclassed model whose blocks are in a plain list."""
 
     def __init__(
-        self, count: int, *, width: int = 4, names: Callable[[int], str | None] = lambda i: None, name: str | None = None
+        self,
+        count: int,
+        *,
+        width: int = 4,
+        names: Callable[[int], str | None] = lambda i: None,
+        name: str | None = None,
     ) -> None:
         super().__init__(name=name)
         self.blocks = [keras.layers.Dense(width, name=names(i)) for i in range(count)]

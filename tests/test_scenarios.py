@@ -296,9 +296,7 @@ def test_fewer_inputs_are_cut_when_that_is_declared(tmp_path: pathlib.Path, trai
     restore(root, path, rules=rules)
     assert_holds(new.dense.kernel, value(old.dense.kernel)[100:356])
     for role in ROLES:
-        assert_holds(
-            slot(new_adam, role, new.dense.kernel), value(slot(old_adam, role, old.dense.kernel))[100:356]
-        )
+        assert_holds(slot(new_adam, role, new.dense.kernel), value(slot(old_adam, role, old.dense.kernel))[100:356])
 
 
 @pytest.mark.parametrize("verify_slices", [False, True])
@@ -329,9 +327,7 @@ class Heads(keras.layers.Layer):
         return tf.tensordot(x, self.q, 1)
 
 
-def test_h_by_heads_times_d_becomes_h_by_heads_by_d(
-    tmp_path: pathlib.Path, trainable: tf.distribute.Strategy
-) -> None:
+def test_h_by_heads_times_d_becomes_h_by_heads_by_d(tmp_path: pathlib.Path, trainable: tf.distribute.Strategy) -> None:
     with trainable.scope():
         old, new = Net(att=Heads((6, 8))), Net(att=Heads((6, 2, 4)))
         old(tf.zeros((1, 6))), new(tf.zeros((1, 6)))
@@ -341,9 +337,7 @@ def test_h_by_heads_times_d_becomes_h_by_heads_by_d(
     scramble(new, new_adam, seed=2)
     root = Checkpoint(model=new, optimizer=new_adam)
     refuse(dr.ShapeMismatchError, root, path, "model/att/q", "[6, 2, 4]", "[6, 8]", "reshape")
-    rules = toml(
-        '[[rule]]\nfrom = "model/att/q"\nto = "model/att/q"\nops = [{ reshape = { shape = [6, 2, -1] } }]'
-    )
+    rules = toml('[[rule]]\nfrom = "model/att/q"\nto = "model/att/q"\nops = [{ reshape = { shape = [6, 2, -1] } }]')
     report = restore(root, path, rules=rules)
     assert_holds(new.att.q, value(old.att.q).reshape(6, 2, 4))
     for role in ROLES:
@@ -595,13 +589,21 @@ def test_a_model_always_loads_its_own_checkpoint(
         assert_holds(seed, expected[seed.path])
 
 
+@pytest.mark.parametrize("root", ["bare", "model"])
+@pytest.mark.parametrize("cleared", [False, True], ids=["new counters", "cleared session"])
 @pytest.mark.parametrize("build", MODELS[:6], ids=MODEL_IDS[:6])
-def test_a_model_alone_loads_its_own_checkpoint(tmp_path: pathlib.Path, build: Callable[[], keras.Model]) -> None:
-    old, new = build(), build()
+def test_a_model_without_an_optimizer_loads_its_own_checkpoint(
+    tmp_path: pathlib.Path, build: Callable[[], keras.Model], cleared: bool, root: str
+) -> None:
+    keras.utils.clear_session()
+    old = build()
     scramble(old, seed=1)
-    path = save(Checkpoint(old), tmp_path)
+    path = save(Checkpoint(old) if root == "bare" else Checkpoint(model=old), tmp_path)
+    if cleared:
+        keras.utils.clear_session()
+    new = build()
     scramble(new, seed=2)
-    restore(new, path)
+    restore(new if root == "bare" else Checkpoint(model=new), path)
     assert_all_hold(new.weights, values(old.weights))
 
 
@@ -857,7 +859,9 @@ def test_the_steps_after_a_restore_are_those_of_the_run_that_never_stopped(
     assert_all_hold(moments(new_adam), values(moments(old_adam)))
 
 
-@pytest.mark.parametrize(("saved", "restored"), [("default", "mirrored2"), ("mirrored4", "default"), ("mirrored2", "tpu")])
+@pytest.mark.parametrize(
+    ("saved", "restored"), [("default", "mirrored2"), ("mirrored4", "default"), ("mirrored2", "tpu")]
+)
 def test_the_number_of_replicas_may_change(tmp_path: pathlib.Path, saved: str, restored: str) -> None:
     with make_strategy(saved).scope():
         old = functional()
@@ -910,9 +914,7 @@ def test_applying_a_plan_gives_what_a_restore_gives(tmp_path: pathlib.Path, trai
 
 def test_equal_programs_make_equal_plans(tmp_path: pathlib.Path) -> None:
     _, path, rules = renamed(tmp_path)
-    digests = {
-        dr.DistributedRestorer(Checkpoint(model=net(x=4, b=4)), rules=rules).plan(path).digest for _ in range(2)
-    }
+    digests = {dr.DistributedRestorer(Checkpoint(model=net(x=4, b=4)), rules=rules).plan(path).digest for _ in range(2)}
     with make_strategy("mirrored2").scope():
         digests.add(dr.DistributedRestorer(Checkpoint(model=net(x=4, b=4)), rules=rules).plan(path).digest)
     assert len(digests) == 1

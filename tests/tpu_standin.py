@@ -29,9 +29,7 @@ class _Resolver:
 
 class _TpuStrategy(tf.distribute.TPUStrategy):
     def __init__(self, replicas: int, policies: bool) -> None:
-        extended = implementation.TPUExtended(
-            self, _Resolver(replicas), use_spmd_for_xla_partitioning=not policies
-        )
+        extended = implementation.TPUExtended(self, _Resolver(replicas), use_spmd_for_xla_partitioning=not policies)
         cpus = tf.config.list_logical_devices("CPU")[:replicas]
         extended._tpu_devices = np.array([[cpu.name] for cpu in cpus], dtype=object)
         tf.distribute.Strategy.__init__(self, extended)

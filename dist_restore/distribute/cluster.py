@@ -13,13 +13,14 @@ gives up says so in its next round, for a peer that was merely slow: nobody goes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
-from dist_restore.distribute.coordination import Store
 from dist_restore.distribute.mailbox import CHIEF, Mailbox
 from dist_restore.distribute.messages import Failure, Message
+from dist_restore.distribute.store import Store
 from dist_restore.distribute.waiting import Lost
 from dist_restore.errors import WorkerError
 
@@ -90,7 +91,7 @@ class ClusterCommunicator:
             self._judge(farewells)
             self._trying(lambda: self._mailbox.drop(self._name, self._limit(0)))
         else:
-            self._trying(lambda: self._mailbox.post(self._bye(self.rank), Message("end"), self._limit(0)))
+            self._trying(lambda: self._mailbox.post({self._bye(self.rank): Message("end")}, self._limit(0)))
         self._end()
 
     def __enter__(self) -> ClusterCommunicator:
@@ -133,11 +134,11 @@ class ClusterCommunicator:
 
     def _write(self, message: Message, nbytes: int) -> None:
         self._wrote = self._round
-        self._trying(lambda: self._mailbox.post(self._up(self.rank), message, self._limit(nbytes)))
+        self._trying(lambda: self._mailbox.post({self._up(self.rank): message}, self._limit(nbytes)))
 
     def _announce(self, message: Message, nbytes: int) -> None:
         key, self._step = self._down(), self._step + 1
-        self._trying(lambda: self._mailbox.post(key, message, self._limit(nbytes)))
+        self._trying(lambda: self._mailbox.post({key: message}, self._limit(nbytes)))
 
     def _hear(self, mine: Message, nbytes: int) -> tuple[bytes, ...]:
         """The chief hears everybody; if anybody failed or is lost, all get that verdict."""
@@ -198,12 +199,13 @@ class ClusterCommunicator:
         """Tells the others that there is nothing more to come from here, and why."""
         last = Message(self._phase, failure=failure)
         if self.rank == CHIEF:
-            self._leave_word(self._down(), last)
-            self._leave_word(self._down(self._round + 1, 0), last)  # For who has read this round to its end.
+            # The second is for who has read this round to its end already.
+            self._leave({self._down(): last, self._down(self._round + 1, 0): last})
             self._await_farewells(failure)
+            self._end(failure)
         else:
-            self._leave_word(self._up(self.rank, self._round + (self._wrote == self._round)), last)
-        self._end(failure)
+            round_ = self._round + (self._wrote == self._round)
+            self._end(failure, {self._up(self.rank, round_): last})
 
     def _await_farewells(self, failure: Failure) -> None:
         """The store goes with the chief: those who can should have read the verdict by then."""
@@ -212,15 +214,15 @@ class ClusterCommunicator:
         with contextlib.suppress(Lost):
             self._mailbox.take(able, min(LINGER_SECONDS, self._timeout))
 
-    def _end(self, failure: Failure | None = None) -> None:
+    def _end(self, failure: Failure | None = None, last: Mapping[str, Message] | None = None) -> None:
         if failure and self.rank != CHIEF:
-            self._leave_word(self._bye(self.rank), Message(self._phase, failure=failure))
+            self._leave({**(last or {}), self._bye(self.rank): Message(self._phase, failure=failure)})
         self._failure, self._closed = failure, True
         self._mailbox.close()
 
-    def _leave_word(self, key: str, message: Message) -> None:
+    def _leave(self, messages: Mapping[str, Message]) -> None:
         with contextlib.suppress(Lost):
-            self._mailbox.post(key, message, PARTING_SECONDS)
+            self._mailbox.post(messages, PARTING_SECONDS)
 
     def _limit(self, nbytes: int) -> float:
         return self._timeout + nbytes / SLOWEST_BYTES_PER_SECOND

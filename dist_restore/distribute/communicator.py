@@ -6,18 +6,29 @@ other is `assign`). Knows bytes and ranks; knows no tensors.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from types import TracebackType
 from typing import Protocol, TypeVar
 
 import tensorflow as tf
 
+from dist_restore.distribute.cluster import ClusterCommunicator
 from dist_restore.errors import RestoreError
 
 Result = TypeVar("Result")
 
+# All workers restore equally often, so that they agree on the name of each talk without talking.
+_TALKS = itertools.count()
+
 
 class Communicator(Protocol):
-    """How workers agree. All methods are called by all workers, in the same order."""
+    """How workers agree. All methods are called by all workers, in the same order.
+
+    Entered with `with` for one restore: leaving it waits until all have heard everything, and an exception that leaves
+    it is told to the others. No wait is longer than the timeout, plus a second for every 10 MB of the `nbytes` that
+    the caller says are read or sent meanwhile; a worker whose process is gone ends the others within seconds.
+    """
 
     @property
     def rank(self) -> int:
@@ -27,18 +38,35 @@ class Communicator(Protocol):
     def world_size(self) -> int:
         """Number of workers."""
 
-    def broadcast(self, payload: bytes, phase: str) -> bytes:
-        """Gives every worker the chief's payload; that of others is ignored."""
-
-    def gather(self, payload: bytes, phase: str) -> tuple[bytes, ...]:
-        """Gives every worker the payloads of all, by rank."""
-
-    def run_everywhere(self, phase: str, work: Callable[[], Result]) -> Result:
-        """Runs `work` on every worker and returns this worker's result.
+    def broadcast(self, payload: bytes, phase: str, nbytes: int = 0) -> bytes:
+        """Gives every worker the chief's payload; that of others is ignored.
 
         Raises:
-          WorkerError: on all workers, when `work` raised on any.
+          WorkerError: a worker failed or was lost; it names rank and phase.
         """
+
+    def gather(self, payload: bytes, phase: str, nbytes: int = 0) -> tuple[bytes, ...]:
+        """Gives every worker the payloads of all, by rank.
+
+        Raises:
+          WorkerError: a worker failed or was lost; it names rank and phase.
+        """
+
+    def run_everywhere(self, phase: str, work: Callable[[], Result], nbytes: int = 0) -> Result:
+        """Runs `work` on every worker, waits for all, and returns this worker's result.
+
+        Raises:
+          WorkerError: on all workers, when `work` raised on any; it names the lowest rank of those, and is chained
+            from the original where that was raised.
+        """
+
+    def __enter__(self) -> Communicator:
+        """Begins the talk."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the talk."""
 
 
 class LocalCommunicator:
@@ -47,34 +75,59 @@ class LocalCommunicator:
     rank = 0
     world_size = 1
 
-    def broadcast(self, payload: bytes, phase: str) -> bytes:
+    def broadcast(self, payload: bytes, phase: str, nbytes: int = 0) -> bytes:
         """See `Communicator.broadcast`."""
-        del phase
+        del phase, nbytes
         return payload
 
-    def gather(self, payload: bytes, phase: str) -> tuple[bytes, ...]:
+    def gather(self, payload: bytes, phase: str, nbytes: int = 0) -> tuple[bytes, ...]:
         """See `Communicator.gather`."""
-        del phase
+        del phase, nbytes
         return (payload,)
 
-    def run_everywhere(self, phase: str, work: Callable[[], Result]) -> Result:
+    def run_everywhere(self, phase: str, work: Callable[[], Result], nbytes: int = 0) -> Result:
         """Runs `work`; its own exception is the best message where there is one worker."""
-        del phase
+        del phase, nbytes
         return work()
 
+    def __enter__(self) -> LocalCommunicator:
+        return self
 
-def communicator_for(strategy: tf.distribute.Strategy) -> Communicator:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+def communicator_for(strategy: tf.distribute.Strategy, timeout: float = 600.0) -> Communicator:
     """The communicator that a strategy needs.
 
+    Args:
+      strategy: where the variables live.
+      timeout: seconds that any one wait for another worker may take, when no bytes are at stake.
+
     Raises:
-      RestoreError: the strategy runs several workers, which this version does not restore into yet.
+      RestoreError: a strategy that this version does not restore into.
     """
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        if strategy.extended._num_workers > 1:
-            raise RestoreError(
-                "MultiWorkerMirroredStrategy with several workers is not supported by this version. Restore in a "
-                "single worker, or convert the checkpoint first."
-            )
-    elif isinstance(strategy, tf.distribute.ParameterServerStrategy):
+    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
         raise RestoreError("ParameterServerStrategy is not supported by this version.")
-    return LocalCommunicator()
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return LocalCommunicator()
+    rank, tasks = _place(strategy.cluster_resolver)
+    if len(tasks) <= 1:
+        return LocalCommunicator()
+    # Here and not above, for it imports what TF does not promise: whoever trains alone need not have it.
+    from dist_restore.distribute.coordination import CoordinationService
+
+    name = f"dist_restore/{next(_TALKS)}"
+    return ClusterCommunicator(CoordinationService(tasks), rank, len(tasks), name=name, timeout=timeout)
+
+
+def _place(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> tuple[int, list[str]]:
+    """This process's rank, and the device names of all workers: a job called chief comes first, as in TF."""
+    jobs = resolver.cluster_spec().as_dict()
+    # An evaluator is a cluster of its own.
+    kinds = [resolver.task_type] if resolver.task_type == "evaluator" else ["chief", "worker"]
+    places = [(kind, index) for kind in kinds for index in range(len(jobs.get(kind, ())))]
+    tasks = [f"/job:{kind}/replica:0/task:{index}" for kind, index in places]
+    return (places.index((resolver.task_type, resolver.task_id)) if len(tasks) > 1 else 0), tasks

@@ -1,4 +1,4 @@
-"""The cluster's key-value store, and whether a peer's process answers: all that is private of TF's coordination.
+"""TF's coordination service as a `Store`: all that is used of TF's private coordination.
 
 Tried on TF 2.21, where `MultiWorkerMirroredStrategy` always starts the service, in the chief's process. It stores
 text without NUL and never overwrites (AlreadyExists); 256 MB in one value passed, at 40 to 100 MB/s; an
@@ -9,59 +9,14 @@ the process segfaults after some twenty calls.
 
 from __future__ import annotations
 
-import enum
 import inspect
 from collections.abc import Sequence
-from typing import Protocol
 
 import tensorflow as tf
 from tensorflow.python.eager import context  # private: see above, and tests/test_coordination.py
 
+from dist_restore.distribute.store import Answer, Unreachable
 from dist_restore.errors import RestoreError
-
-
-class Unreachable(Exception):
-    """The chief, which holds the store, did not take or answer a request."""
-
-
-class Answer(enum.Enum):
-    """What a peer's process says when it is asked for a sign of life.
-
-    Attributes:
-      ALIVE: it answers; its threads may still be stuck.
-      SILENT: nothing, in the time given: it is stopped, or its machine or network is gone.
-      GONE: nobody listens at its address any more: the process has ended.
-      REPLACED: another process listens there: it was restarted.
-    """
-
-    ALIVE = "its process answers"
-    SILENT = "its process does not answer: it is stopped, or its machine cannot be reached"
-    GONE = "its process has ended"
-    REPLACED = "its process was restarted"
-
-
-class Store(Protocol):
-    """What a cluster communicator needs of its surroundings."""
-
-    def set(self, key: str, value: str) -> None:
-        """Stores text under a key that nobody has set before.
-
-        Raises:
-          Unreachable: the store did not take it.
-        """
-
-    def get(self, key: str, seconds: float) -> str | None:
-        """The text under a key, as soon as it is there; None if that takes longer.
-
-        Raises:
-          Unreachable: the store did not answer.
-        """
-
-    def delete(self, key: str) -> None:
-        """Removes a key and all keys below it."""
-
-    def probe(self, rank: int, seconds: float) -> Answer:
-        """Asks a peer's process for a sign of life."""
 
 
 class CoordinationService:
@@ -79,8 +34,8 @@ class CoordinationService:
         self._tasks = tuple(tasks)
         if "timeout_in_ms" not in inspect.signature(self._context.get_config_key_value).parameters:
             raise RestoreError(
-                f"TensorFlow {tf.__version__} has no coordination service that waits with a timeout, which a restore on "
-                "several workers needs. Install TensorFlow 2.21 or later."
+                f"TensorFlow {tf.__version__} has no coordination service that waits with a timeout, and a restore on "
+                "several workers needs one. Install TensorFlow 2.21 or later."
             )
         if self._context.coordination_service is None:
             raise RestoreError(

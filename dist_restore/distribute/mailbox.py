@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from threading import Event
 from typing import TypeVar
 
-from dist_restore.distribute.coordination import Store, Unreachable
 from dist_restore.distribute.messages import Message
+from dist_restore.distribute.store import Store, Unreachable
 from dist_restore.distribute.waiting import Liveness, Lost, in_thread, ticks
 
 Result = TypeVar("Result")
@@ -34,14 +34,14 @@ class Mailbox:
         self._liveness = Liveness(store.probe)
         self._closed = Event()
 
-    def post(self, key: str, message: Message, seconds: float) -> None:
-        """Leaves a message.
+    def post(self, messages: Mapping[str, Message], seconds: float) -> None:
+        """Leaves messages under their keys.
 
         Raises:
-          Lost: the chief did not take it.
+          Lost: the chief did not take them.
         """
-        text = message.pack()
-        self._ask_chief(lambda: self._store.set(key, text), seconds)
+        texts = {key: message.pack() for key, message in messages.items()}
+        self._ask_chief([functools.partial(self._store.set, key, text) for key, text in texts.items()], seconds)
 
     def drop(self, key: str, seconds: float) -> None:
         """Removes all messages below a key.
@@ -49,7 +49,7 @@ class Mailbox:
         Raises:
           Lost: the chief did not answer.
         """
-        self._ask_chief(lambda: self._store.delete(key), seconds)
+        self._ask_chief([functools.partial(self._store.delete, key)], seconds)
 
     def take(self, keys: Mapping[int, str], seconds: float) -> dict[int, Message]:
         """Waits for a message of each of these ranks.
@@ -58,9 +58,13 @@ class Mailbox:
           Lost: one of them is dead, or did not write in time.
         """
         found: dict[int, Message] = {}
-        future = in_thread(lambda: self._fetch(keys, found))
-        for _ in ticks(future, seconds):
+        fetching = in_thread(lambda: self._fetch(keys, found))
+        for _ in ticks(fetching, seconds):
             self._bury(keys, found)
+            if len(found) == len(keys):
+                break
+        if fetching.done():
+            fetching.result()
         missing = [rank for rank in keys if rank not in found]
         if missing:
             raise Lost(missing, self._liveness.ask(missing[0]).value, late=True)
@@ -77,17 +81,14 @@ class Mailbox:
         """Lets helper threads end that nobody waits for any more."""
         self._closed.set()
 
-    def _ask_chief(self, request: Callable[[], None], seconds: float) -> None:
-        future = in_thread(lambda: self._persist(request))
-        for _ in ticks(future, seconds):
+    def _ask_chief(self, requests: Sequence[Callable[[], None]], seconds: float) -> None:
+        asking = in_thread(lambda: [self._persist(request) for request in requests])
+        for _ in ticks(asking, seconds):
             for rank, answer in self._liveness.dead([CHIEF] if self._rank != CHIEF else []):
                 raise Lost([rank], answer.value, late=False)
-        self._settle(future)
-
-    def _settle(self, future: Future[None]) -> None:
-        if not future.done():
+        if not asking.done():
             raise Lost([CHIEF], self._liveness.ask(CHIEF).value, late=True)
-        future.result()
+        asking.result()
 
     def _bury(self, keys: Mapping[int, str], found: dict[int, Message]) -> None:
         """Gives up ranks that are dead; but one that wrote before it ended has done its part."""
@@ -101,7 +102,7 @@ class Mailbox:
         for rank, key in keys.items():
             text = None
             while text is None and rank not in found and not self._closed.is_set():
-                text = self._persist(lambda key=key: self._store.get(key, SLICE_SECONDS))
+                text = self._persist(functools.partial(self._store.get, key, SLICE_SECONDS))
             if text is not None:
                 found[rank] = Message.unpack(text)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from dist_restore.distribute.coordination import Answer
+from dist_restore.distribute.store import Answer
 
 Result = TypeVar("Result")
 

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from dist_restore.specs import AliasKind, SourceTensor, TargetVariable
+from dist_restore.resolve.names import Side
+from dist_restore.specs import AliasKind, Group, SourceTensor, TargetVariable
 
 PATH_KINDS = (AliasKind.SEMANTIC, AliasKind.COUNTED)
+# Roots that one name may be found under before it says nothing about roots; also bounds the work.
+MAX_ROOTS = 8
+
+Pair = tuple[str, str]  # (root in the program, root in the checkpoint); an empty root stands for none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,85 +26,170 @@ class Alignment:
     Attributes:
       names: name in the program's terms -> the source tensors that have it (more than one is a conflict).
       moved: names in `names` that are not the source's own, with what moved them, for `evidence`.
+      doubtful: the moved names whose root has several possible places, with the reason.
+      pairs: source root -> program roots that it goes to.
+      claimed: source roots that go nowhere.
     """
 
     names: Mapping[str, tuple[SourceTensor, ...]]
     moved: Mapping[str, str]
+    doubtful: Mapping[str, str]
+    pairs: Mapping[str, tuple[str, ...]]
+    claimed: frozenset[str]
+
+    def in_program(self, name: str) -> Iterator[str]:
+        """A source's name in the program's terms, once for each place that its root has."""
+        root, _, rest = name.partition("/")
+        places = self.pairs.get(root, ()) if rest and root not in self.claimed else ()
+        yield from (_join(place, rest) for place in places)
+        if not places:
+            yield name
+        if root not in self.claimed:
+            yield from (_join(place, name) for place in self.pairs.get("", ()))
 
 
 def align(
-    targets: Sequence[TargetVariable], sources: Sequence[SourceTensor], settled: Iterable[tuple[str, str]]
+    targets: Sequence[TargetVariable], sources: Side[SourceTensor], settled: Iterable[tuple[str, str]]
 ) -> Alignment:
     """Expresses the semantic names of sources in the program's terms.
 
     Args:
       targets: variables that still want a source.
-      sources: tensors that are still free.
+      sources: tensors, and which of them are still free.
       settled: (target name, source name) pairs that rules decided; they tell which roots belong together.
 
     Returns:
-      The names. A root with several possible alignments gets all of them, so that its names conflict.
+      The names. A root with several possible alignments gets all of them, and its names are doubtful.
     """
-    own = _source_names(sources)
-    wanted = [t.name for t in targets if t.name_kind in PATH_KINDS and not t.tracker_only]
-    settled_roots = dict(_settled_roots(settled))
-    # A root that fits as it is, or that a rule speaks of, belongs to its namesake and moves nowhere.
-    claimed = {_root(name) for name in wanted if name in own} | set(settled_roots.values())
-    pairs = _root_pairs(wanted, own, claimed, settled_roots)
+    own = sources.own_names(PATH_KINDS)
+    wanted = [t for t in targets if t.name_kind in PATH_KINDS and not t.tracker_only]
+    roots = _Settled({(_root(target), _root(source)) for target, source in settled})
+    claimed = frozenset({_root(t.name) for t in wanted if t.name in own} | roots.namesakes)
+    pairs = _few(_root_pairs(wanted, own, claimed, roots))
+    places: dict[str, list[str]] = collections.defaultdict(list)
+    for place, root in sorted(pairs):
+        places[root].append(place)
+    return _rename(own, Alignment({}, {}, {}, {r: tuple(p) for r, p in places.items()}, claimed))
+
+
+def _rename(own: Mapping[str, SourceTensor], plan: Alignment) -> Alignment:
     names: dict[str, list[SourceTensor]] = collections.defaultdict(list)
     moved: dict[str, str] = {}
-    taken = {source for _, source in pairs if source}
+    doubtful: dict[str, str] = {}
+    doubts = _doubts(plan.pairs)
     for name, tensor in own.items():
-        if _root(name) not in taken:
-            names[name].append(tensor)
-        for target_root, source_root in pairs:
-            new = _swap_root(name, source_root, target_root) if _root(name) not in claimed else None
-            if new is not None and tensor not in names[new]:
+        for new in plan.in_program(name):
+            if not any(t is tensor for t in names[new]):
                 names[new].append(tensor)
-                moved[new] = f"root {source_root or '(none)'!r} aligned with {target_root or '(none)'!r}"
-    return Alignment({name: tuple(found) for name, found in names.items() if found}, moved)
+                if new != name:
+                    pair = _pair(new, name)
+                    moved[new] = f"root {pair[1] or '(none)'!r} aligned with {pair[0] or '(none)'!r}"
+                    doubtful.update({new: doubts[pair]} if pair in doubts else {})
+    table = {name: tuple(found) for name, found in names.items()}
+    return dataclasses.replace(plan, names=table, moved=moved, doubtful=doubtful)
 
 
-def _source_names(sources: Sequence[SourceTensor]) -> dict[str, SourceTensor]:
-    table: dict[str, SourceTensor] = {}
-    for tensor in sources:
-        if tensor.name_kind in PATH_KINDS:
-            table[tensor.name] = tensor
-    for tensor in sources:
-        for alias in tensor.aliases:
-            if alias.kind in PATH_KINDS:
-                table.setdefault(alias.name, tensor)
-    return table
+def _pair(new: str, old: str) -> Pair:
+    """The roots that a move has exchanged."""
+    if new.endswith(f"/{old}"):
+        return new[: -len(old) - 1], ""
+    root, _, rest = old.partition("/")
+    return ("" if new == rest else _root(new)), root
 
 
-def _settled_roots(settled: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-    for target, source in settled:
-        yield _root(target), _root(source)
+def _doubts(pairs: Mapping[str, Sequence[str]]) -> dict[Pair, str]:
+    """The pairs of which one side has another partner too."""
+    partners: dict[tuple[bool, str], list[Pair]] = collections.defaultdict(list)
+    for pair in ((place, root) for root, places in pairs.items() for place in places):
+        partners[True, pair[0]].append(pair)
+        partners[False, pair[1]].append(pair)
+    doubts = {}
+    for rivals in partners.values():
+        if len(rivals) > 1:
+            text = ", ".join(f"{root or '(none)'!r} as {place or '(none)'!r}" for place, root in sorted(rivals))
+            doubts.update(dict.fromkeys(rivals, f"its root has several possible places: {text}"))
+    return doubts
+
+
+class _Settled:
+    """What rules say about roots, for which other pairs are then excluded."""
+
+    def __init__(self, pairs: set[Pair]) -> None:
+        self._pairs = pairs
+        self._targets = {target for target, _ in pairs}
+        self._sources = {source for _, source in pairs}
+        self.namesakes = {target for target, source in pairs if target == source}
+
+    def allow(self, target: str, source: str) -> bool:
+        if not self._pairs or (target, source) in self._pairs:
+            return True
+        if not target or not source:
+            return source in self._sources or target in self._targets
+        return target not in self._targets and source not in self._sources
+
+
+def _root_pairs(
+    wanted: Sequence[TargetVariable], own: Mapping[str, SourceTensor], claimed: frozenset[str], settled: _Settled
+) -> set[Pair]:
+    """The pairs of roots below which some name is the same."""
+    below: dict[str, list[str]] = collections.defaultdict(list)
+    for name in own:
+        root, slash, rest = name.partition("/")
+        if slash and root not in claimed:
+            below[rest].append(root)
+    hits = any(t.name in own for t in wanted)
+    found = {("", r, t.name) for t in wanted for r in _some(below, t.name) if not hits and settled.allow("", r)}
+    found = found or set(_below_roots(wanted, own, below, claimed, settled))
+    strong = {(t, r) for t, r, rest in found if "/" in rest}
+    # `kernel` below two roots may be two layers. Below the only roots that there are, and with all else, it counts.
+    named = any(t.name in own and t.group is Group.MODEL for t in wanted)
+    weak = {(t, r) for t, r, _ in found}
+    alone = len(weak) == 1 and not named and all(_same_below(pair, wanted, own) for pair in weak)
+    return strong or (weak if alone else set())
+
+
+def _below_roots(
+    wanted: Sequence[TargetVariable],
+    own: Mapping[str, SourceTensor],
+    below: Mapping[str, Sequence[str]],
+    claimed: frozenset[str],
+    settled: _Settled,
+) -> Iterator[tuple[str, str, str]]:
+    for variable in wanted:
+        root, _, rest = variable.name.partition("/")
+        if not rest or root in claimed:
+            continue
+        yield from ((root, r, rest) for r in _some(below, rest) if settled.allow(root, r))
+        if rest in own and _root(rest) not in claimed and settled.allow(root, ""):
+            yield root, "", rest
+
+
+def _some(below: Mapping[str, Sequence[str]], rest: str) -> Sequence[str]:
+    roots = below.get(rest, ())
+    return roots if len(roots) <= MAX_ROOTS else ()
+
+
+def _same_below(pair: Pair, wanted: Sequence[TargetVariable], own: Mapping[str, SourceTensor]) -> bool:
+    """Whether two roots hold just the same names."""
+    target, source = pair
+    theirs = (tensor.name for name, tensor in own.items() if name == tensor.name)
+    return _rests((t.name for t in wanted), target) == _rests(theirs, source)
+
+
+def _rests(names: Iterable[str], root: str) -> set[str]:
+    return {name.partition("/")[2] for name in names if _root(name) == root} if root else set(names)
+
+
+def _few(pairs: set[Pair]) -> set[Pair]:
+    """The pairs of roots that have few partners; with many, nobody could tell which is meant."""
+    targets = collections.Counter(target for target, _ in pairs)
+    sources = collections.Counter(source for _, source in pairs)
+    return {(t, s) for t, s in pairs if targets[t] <= MAX_ROOTS and sources[s] <= MAX_ROOTS}
 
 
 def _root(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _root_pairs(
-    wanted: Sequence[str], own: Mapping[str, SourceTensor], claimed: set[str], settled: Mapping[str, str]
-) -> tuple[tuple[str, str], ...]:
-    """(target root, source root) pairs that differ; an empty root stands for none."""
-    free = sorted({_root(name) for name in own} - claimed)
-    if not claimed:
-        pairs = [("", root) for root in free if any(f"{root}/{name}" in own for name in wanted)]
-        if pairs:
-            return tuple(pairs)
-    pairs = []
-    for root in sorted({_root(name) for name in wanted if "/" in name} - claimed - set(settled)):
-        rests = [name.partition("/")[2] for name in wanted if name.startswith(f"{root}/")]
-        pairs += [(root, r) for r in free if any(f"{r}/{rest}" in own for rest in rests)]
-        pairs += [(root, "")] if any(rest in own and _root(rest) not in claimed for rest in rests) else []
-    return tuple(pairs)
-
-
-def _swap_root(name: str, old: str, new: str) -> str | None:
-    if old and not name.startswith(f"{old}/"):
-        return None
-    rest = name[len(old) + 1 :] if old else name
-    return f"{new}/{rest}" if new else rest
+def _join(root: str, rest: str) -> str:
+    return f"{root}/{rest}" if root else rest

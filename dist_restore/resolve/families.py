@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sized
 
 _COUNTER = re.compile(r"_(\d+)\Z")
 _NUMBER = re.compile(r"\d+")
@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"\d+")
 
 def list_positions(name: str) -> Iterator[tuple[str, str]]:
     """(container, index) for each list index in a name: `a/blocks/3/w` gives (`a/blocks`, `3`)."""
-    if not any(c.isdigit() for c in name):
+    if not _NUMBER.search(name):
         return
     parts = name.split("/")
     for position, part in enumerate(parts):
@@ -33,15 +33,40 @@ def list_members(names: Iterable[str]) -> dict[str, frozenset[str]]:
     return {container: frozenset(members) for container, members in found.items()}
 
 
-def unequal_family(
-    name: str, targets: Mapping[str, frozenset[str]], sources: Mapping[str, frozenset[str]]
-) -> tuple[str, int, int] | None:
-    """The first list in a name whose members differ between the sides: (container, in program, in checkpoint)."""
-    for container, _ in list_positions(name):
-        ours, theirs = targets.get(container, frozenset()), sources.get(container, frozenset())
-        if ours and theirs and ours != theirs:
-            return container, len(ours), len(theirs)
-    return None
+class Lists:
+    """The lists of both sides, and whether an index in one of them is a name."""
+
+    def __init__(
+        self, open_targets: Iterable[str], open_sources: Iterable[str], targets: Iterable[str], sources: Iterable[str]
+    ) -> None:
+        """Finds the lists.
+
+        Args:
+          open_targets: names of the variables that rules have not decided.
+          open_sources: names of the tensors that they have not decided, in the program's terms.
+          targets: names of all variables.
+          sources: names of all tensors, in the program's terms.
+        """
+        self._open = list_members(open_targets), list_members(open_sources)
+        self._whole = list_members(targets), list_members(sources)
+
+    def unequal(self, name: str) -> str:
+        """Why an index in a name is no evidence, for the first list of which that is true; else empty."""
+        for container, _ in list_positions(name):
+            ours, theirs = (side.get(container, frozenset()) for side in self._open)
+            if ours and theirs and ours != theirs:
+                whole, there = (side.get(container, frozenset()) for side in self._whole)
+                # Lists that are equal as wholes stay so when rules keep or drop some members.
+                if whole != there or not (ours < theirs or theirs < ours):
+                    return _unequal(container, *((whole, there) if whole != there else (ours, theirs)))
+        return ""
+
+
+def _unequal(container: str, ours: Sized, theirs: Sized) -> str:
+    return (
+        f"{container!r} holds {len(ours)} members in the model and {len(theirs)} in the checkpoint, so one was "
+        "inserted or removed and equal indexes mislead; a rule must say where"
+    )
 
 
 def template_of_counted(name: str) -> tuple[str, tuple[int, ...]]:

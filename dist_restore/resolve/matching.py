@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from dist_restore.resolve.alignment import PATH_KINDS, Alignment, align
-from dist_restore.resolve.families import (
-    list_members,
-    template_of_counted,
-    template_of_flat,
-    unequal_family,
-)
-from dist_restore.specs import AliasKind, SourceTensor, TargetVariable
+from dist_restore.resolve.families import Lists, template_of_counted, template_of_flat
+from dist_restore.resolve.names import Side, own_names
+from dist_restore.specs import Alias, AliasKind, SourceTensor, TargetVariable
+
+_SEMANTIC = (AliasKind.SEMANTIC,)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,138 +39,153 @@ class Conflict:
 Outcome: TypeAlias = Match | Conflict
 
 
+class _How(enum.Enum):
+    """How a target comes to claim a source."""
+
+    OWN = "by its canonical name"
+    ROOT = "by a name below an aligned root"
+    ALIAS = "by another name"
+    FLAT = "by a name that has lost its separators"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Claim:
+    """A source that a name of a target points to."""
+
+    source: SourceTensor
+    name: str
+    how: _How
+    evidence: str
+
+
 def match_names(
-    targets: Sequence[TargetVariable], sources: Sequence[SourceTensor], settled: Iterable[tuple[str, str]]
+    targets: Side[TargetVariable], sources: Side[SourceTensor], settled: Iterable[tuple[str, str]]
 ) -> dict[str, Outcome]:
     """Finds a source for every target that has one by name.
 
     Args:
-      targets: variables without a decision, slots left out.
-      sources: tensors without a decision, slots left out.
+      targets: variables, those without a decision apart; slots left out.
+      sources: tensors, those without a decision apart; slots left out.
       settled: (target, source) pairs that rules decided.
 
     Returns:
       Target name -> match or conflict; targets without any candidate are absent.
     """
-    alignment = align(targets, sources, settled)
-    found = _by_semantic_names(targets, sources, alignment)
-    found = _refuse_shared(found)
-    found = _refuse_unequal_lists(found, targets, alignment)
-    _by_counted_names(found, targets, alignment)
-    return found
-
-
-def _by_semantic_names(
-    targets: Sequence[TargetVariable], sources: Sequence[SourceTensor], alignment: Alignment
-) -> dict[str, Outcome]:
-    flat = _unique_flat(sources)
-    ours = collections.Counter(template_of_flat(a.name) for t in targets for a in _flat_aliases(t.aliases))
-    theirs = collections.Counter(template_of_flat(name) for name in flat)
-    found: dict[str, Outcome] = {}
-    for target in targets:
-        claims = _claims(target, alignment, flat)
-        candidates = tuple(dict.fromkeys(source for source, _ in claims))
-        if len(candidates) == 1:
-            found[target.name] = _accept(target, *claims[0], ours, theirs)
-        elif candidates:
-            found[target.name] = Conflict(candidates, _disagreement(target, claims))
+    alignment = align(targets.open, sources, settled)
+    claims = _claims(targets, sources, alignment)
+    found = {t.name: _judge(claims[t.name], alignment) for t in targets.open if t.name in claims}
+    _refuse_unequal_flat(found, claims, targets.open, sources)
+    _refuse_shared(found, claims)
+    _refuse_unequal_lists(found, claims, _lists(targets, sources, alignment), targets.open)
+    _by_counted_names(found, targets.open, alignment)
     return found
 
 
 def _claims(
-    target: TargetVariable, alignment: Alignment, flat: Mapping[str, SourceTensor]
-) -> list[tuple[SourceTensor, str]]:
-    """Every (source, evidence) that a semantic name of the target points to."""
-    names = [target.name] if target.name_kind is AliasKind.SEMANTIC else []
-    names += [a.name for a in target.aliases if a.kind is AliasKind.SEMANTIC]
-    claims = []
-    for name in names:
-        evidence = alignment.moved.get(name) or ("equal names" if name == target.name else f"equal name {name!r}")
-        claims += [(source, evidence) for source in alignment.names.get(name, ())]
-    for alias in _flat_aliases(target.aliases):
-        if alias.name in flat:
-            claims.append((flat[alias.name], f"equal name {alias.name!r}, which its slots carry"))
-    return claims
+    targets: Side[TargetVariable], sources: Side[SourceTensor], alignment: Alignment
+) -> dict[str, list[_Claim]]:
+    """Target -> every claim that a semantic name of it makes, its canonical name first."""
+    claims: dict[str, list[_Claim]] = collections.defaultdict(list)
+    for name, target in targets.own_names(_SEMANTIC).items():
+        for source in alignment.names.get(name, ()):
+            claims[target.name].append(_claim(target, name, source, alignment))
+    flat = _unique_flat(sources)
+    for target in targets.open if flat else ():
+        for alias in _flat_aliases(target.aliases):
+            if alias.name in flat:
+                evidence = f"equal name {alias.name!r}, which its slots carry"
+                claims[target.name].append(_Claim(flat[alias.name], alias.name, _How.FLAT, evidence))
+    return dict(claims)
 
 
-def _accept(
-    target: TargetVariable,
-    source: SourceTensor,
-    evidence: str,
-    ours: Mapping[str, int],
-    theirs: Mapping[str, int],
-) -> Outcome:
-    """Accepts a claim, unless it rests on a flattened name whose family differs in number."""
-    if "slots carry" not in evidence:
-        return Match(source, evidence)
-    templates = {template_of_flat(a.name) for a in _flat_aliases(target.aliases)}
-    counts = [(ours[t], theirs[t]) for t in sorted(templates) if theirs.get(t)]
-    if all(a == b for a, b in counts) or not any(c.isdigit() for c in target.name):
-        return Match(source, evidence)
-    return Conflict(
-        (source,),
-        f"the model holds {counts[0][0]} variables of this family and the checkpoint {counts[0][1]}, so one was "
-        "inserted or removed and equal numbers mislead",
-    )
+def _claim(target: TargetVariable, name: str, source: SourceTensor, alignment: Alignment) -> _Claim:
+    if name in alignment.moved:
+        return _Claim(source, name, _How.ROOT, alignment.moved[name])
+    if name == target.name:
+        return _Claim(source, name, _How.OWN, "equal names")
+    return _Claim(source, name, _How.ALIAS, f"equal name {name!r}")
 
 
-def _disagreement(target: TargetVariable, claims: Sequence[tuple[SourceTensor, str]]) -> str:
-    parts = "; ".join(f"{evidence} points to {source.name!r}" for source, evidence in claims[:4])
-    return f"its names disagree: {parts}"
+def _judge(claims: Sequence[_Claim], alignment: Alignment) -> Outcome:
+    """A match where all claims point to one source, and nothing is doubtful about it."""
+    candidates = {id(c.source): c.source for c in claims}
+    if len(candidates) > 1:
+        parts = "; ".join(f"{c.evidence} points to {c.source.name!r}" for c in claims[:4])
+        return Conflict(tuple(candidates.values()), f"its names disagree: {parts}")
+    doubts = [alignment.doubtful.get(c.name, "") if c.how is _How.ROOT else "" for c in claims]
+    if all(doubts):
+        return Conflict((claims[0].source,), doubts[0])
+    return Match(claims[0].source, claims[0].evidence)
 
 
-def _unique_flat(sources: Sequence[SourceTensor]) -> dict[str, SourceTensor]:
-    found: dict[str, list[SourceTensor]] = collections.defaultdict(list)
-    for source in sources:
-        for alias in _flat_aliases(source.aliases):
-            found[alias.name].append(source)
-    return {name: items[0] for name, items in found.items() if len(items) == 1}
+def _refuse_unequal_flat(
+    found: dict[str, Outcome],
+    claims: Mapping[str, Sequence[_Claim]],
+    targets: Sequence[TargetVariable],
+    sources: Side[SourceTensor],
+) -> None:
+    """Refuses what rests on a flattened name alone, where its family differs in number: numbers mislead there."""
+    weak = [n for n, o in found.items() if isinstance(o, Match) and all(c.how is _How.FLAT for c in claims[n])]
+    if not weak:
+        return
+    ours = collections.Counter(template_of_flat(a.name) for t in targets for a in _flat_aliases(t.aliases))
+    theirs = collections.Counter(template_of_flat(name) for name in _unique_flat(sources))
+    for name in weak:
+        templates = sorted({template_of_flat(c.name) for c in claims[name]})
+        counts = [(ours[t], theirs[t]) for t in templates if ours[t] != theirs[t]]
+        if counts and any(c.isdigit() for c in name):
+            found[name] = Conflict(
+                (claims[name][0].source,),
+                f"the model holds {counts[0][0]} variables of this family and the checkpoint {counts[0][1]}, so one "
+                "was inserted or removed and equal numbers mislead",
+            )
 
 
-def _flat_aliases(aliases: Iterable) -> list:  # type: ignore[type-arg]
+def _unique_flat(sources: Side[SourceTensor]) -> dict[str, SourceTensor]:
+    return sources.own_names((AliasKind.FLAT,))
+
+
+def _flat_aliases(aliases: Iterable[Alias]) -> list[Alias]:
     return [a for a in aliases if a.kind is AliasKind.FLAT]
 
 
-def _refuse_shared(found: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    """Where two targets claim one source, and not each by a path that the source has itself, neither gets it."""
-    claims: dict[str, list[str]] = collections.defaultdict(list)
+def _refuse_shared(found: dict[str, Outcome], claims: Mapping[str, Sequence[_Claim]]) -> None:
+    """Where targets share a source, and not each by a path that the source has itself, none of them gets it."""
+    shared: dict[int, list[str]] = collections.defaultdict(list)
     for target, outcome in found.items():
         if isinstance(outcome, Match):
-            claims[outcome.source.name].append(target)
-    result = dict(found)
-    for names in claims.values():
-        weak = [n for n in names if _evidence(found[n]) != "equal names" and "root" not in _evidence(found[n])]
-        if len(names) > 1 and weak:
+            shared[id(outcome.source)].append(target)
+    for names in shared.values():
+        if len(names) > 1 and any(claims[n][0].how in (_How.ALIAS, _How.FLAT) for n in names):
             for name in names:
-                source = found[name].source  # type: ignore[union-attr]
-                others = ", ".join(repr(n) for n in names if n != name)
-                result[name] = Conflict((source,), f"{others} claims the same source by another name")
-    return result
+                others = ", ".join(repr(n) for n in sorted(names) if n != name)
+                found[name] = Conflict((claims[name][0].source,), f"{others} claims the same source by another name")
 
 
-def _evidence(outcome: Outcome) -> str:
-    return outcome.evidence if isinstance(outcome, Match) else ""
+def _lists(targets: Side[TargetVariable], sources: Side[SourceTensor], alignment: Alignment) -> Lists:
+    def theirs(tensors: Sequence[SourceTensor]) -> Iterable[str]:
+        return (new for name in own_names(tensors, PATH_KINDS) for new in alignment.in_program(name))
+
+    return Lists(
+        targets.own_names(PATH_KINDS),
+        alignment.names,
+        own_names(targets.all, PATH_KINDS),
+        theirs(sources.all),
+    )
 
 
 def _refuse_unequal_lists(
-    found: Mapping[str, Outcome], targets: Sequence[TargetVariable], alignment: Alignment
-) -> dict[str, Outcome]:
-    ours = list_members(t.name for t in targets if t.name_kind in PATH_KINDS)
-    theirs = list_members(alignment.names)
-    result = dict(found)
+    found: dict[str, Outcome],
+    claims: Mapping[str, Sequence[_Claim]],
+    lists: Lists,
+    targets: Sequence[TargetVariable],
+) -> None:
     for target in targets:
-        unequal = unequal_family(target.name, ours, theirs)
-        if unequal is None:
-            continue
-        container, here, there = unequal
-        outcome = found.get(target.name)
-        candidates = (outcome.source,) if isinstance(outcome, Match) else outcome.candidates if outcome else ()
-        result[target.name] = Conflict(
-            candidates,
-            f"{container!r} holds {here} members in the model and {there} in the checkpoint, so one was inserted "
-            "or removed and equal indexes mislead; a rule must say where",
-        )
-    return result
+        own = claims.get(target.name, ())
+        names = dict.fromkeys([target.name, *(c.name for c in own)])
+        reason = next(filter(None, map(lists.unequal, names)), "")
+        if reason:
+            found[target.name] = Conflict(tuple({id(c.source): c.source for c in own}.values()), reason)
 
 
 def _by_counted_names(found: dict[str, Outcome], targets: Sequence[TargetVariable], alignment: Alignment) -> None:
@@ -181,10 +195,14 @@ def _by_counted_names(found: dict[str, Outcome], targets: Sequence[TargetVariabl
         if target.name not in found and target.name_kind is AliasKind.COUNTED:
             template, counters = template_of_counted(target.name)
             ours[template].append((counters, target))
+    if not ours:
+        return
+    # What another target has by a name that somebody chose is not to be counted.
+    taken = {id(o.source) for o in found.values() if isinstance(o, Match)}
     theirs: dict[str, list[tuple[tuple[int, ...], SourceTensor]]] = collections.defaultdict(list)
-    for name, items in alignment.names.items() if ours else ():
+    for name, items in alignment.names.items():
         template, counters = template_of_counted(name)
-        if template in ours and len(items) == 1:
+        if template in ours and len(items) == 1 and id(items[0]) not in taken:
             theirs[template].append((counters, items[0]))
     for template, members in ours.items():
         _match_by_order(found, members, theirs.get(template, []))
@@ -195,8 +213,8 @@ def _match_by_order(
     members: list[tuple[tuple[int, ...], TargetVariable]],
     candidates: list[tuple[tuple[int, ...], SourceTensor]],
 ) -> None:
-    members.sort(key=lambda m: m[0])
-    candidates.sort(key=lambda c: c[0])
+    members.sort(key=lambda m: (m[0], m[1].name))
+    candidates.sort(key=lambda c: (c[0], c[1].name))
     shapes_fit = [t.spec.shape for _, t in members] == [s.spec.shape for _, s in candidates]
     for position, (_, target) in enumerate(members):
         if shapes_fit:

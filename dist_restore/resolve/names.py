@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
@@ -12,6 +13,19 @@ from dist_restore.specs import AliasKind, SourceTensor, TargetVariable
 
 Named = TypeVar("Named", bound=SourceTensor | TargetVariable)
 _MATCHED = (AliasKind.SEMANTIC, AliasKind.FLAT)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Side(Generic[Named]):
+    """One side of a match: what wants a partner, and everything, for what its names and its lists say."""
+
+    open: Sequence[Named]
+    all: Sequence[Named]
+
+    def own_names(self, kinds: Sequence[AliasKind]) -> dict[str, Named]:
+        """The names of these kinds that mean one item only, of what is open."""
+        wanted = {id(item) for item in self.open}
+        return {name: item for name, item in own_names(self.all, kinds).items() if id(item) in wanted}
 
 
 class NameTable(Generic[Named]):
@@ -71,3 +85,17 @@ class NameTable(Generic[Named]):
     def all_names(self) -> Iterable[str]:
         """Canonical names, for the nearest ones in messages."""
         return self._canonical.keys()
+
+
+def own_names(items: Iterable[Named], kinds: Sequence[AliasKind]) -> dict[str, Named]:
+    """The names of these kinds that mean one item only; a canonical name is nobody else's alias."""
+    items = tuple(items)
+    canonical = {item.name: item for item in items}
+    table = {item.name: item for item in items if item.name_kind in kinds}
+    shared: set[str] = set()
+    for item in items:
+        for alias in item.aliases:
+            if alias.kind in kinds and alias.name not in canonical:
+                if table.setdefault(alias.name, item) is not item:
+                    shared.add(alias.name)
+    return {name: item for name, item in table.items() if name not in shared}

@@ -1,16 +1,24 @@
 """Matching by position in an optimizer, for variables that have no name in the checkpoint at all.
 
-A Keras 3 model with its blocks in a list stores their variables only as `optimizer/_trainable_variables/N`. The
-whole sequence is the evidence: equal length, equal shapes, and no name anywhere that disagrees.
+A Keras 3 model with its blocks in a list stores their variables only as `optimizer/_trainable_variables/N`, and
+an Adafactor its slots as `optimizer/_variables/N`. The whole sequence is the evidence: equal length, equal
+shapes, and no name anywhere that disagrees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.resolve.families import template_of_flat
 from dist_restore.resolve.matching import Conflict, Match, Outcome
-from dist_restore.specs import AliasKind, CheckpointIndex, SourceTensor, TargetIndex, TargetVariable
+from dist_restore.resolve.names import Named
+from dist_restore.specs import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
+
+_INDEX = re.compile(r"[0-9]{1,9}\Z")
+_OWNERS, _STATE = "trainable_variables", "variables"
+Ours = Mapping[int, TargetVariable]
+Theirs = Mapping[int, SourceTensor]
 
 
 def match_positions(
@@ -28,43 +36,43 @@ def match_positions(
       Outcomes for some of the free targets.
     """
     result: dict[str, Outcome] = {}
-    for ours, theirs in _sequence_pairs(targets, sources):
-        result.update(_match_sequence(ours, theirs, found, free))
+    for mine, other in _pairs(targets, sources):
+        ours, theirs = _sequence(targets.variables, mine, _OWNERS), _sequence(sources.tensors, other, _OWNERS)
+        result.update(_match_owners(ours, theirs, found, free))
+        if _all_agree(ours, theirs, {**found, **result}) and _same_class(mine, other):
+            state = _sequence(targets.variables, mine, _STATE), _sequence(sources.tensors, other, _STATE)
+            result.update(_match_state(*state, free))
     return result
 
 
-def _sequence_pairs(
-    targets: TargetIndex, sources: CheckpointIndex
-) -> list[tuple[dict[int, TargetVariable], dict[int, SourceTensor]]]:
-    ours = {o.name: _sequence(targets.variables, o.name) for o in targets.optimizers}
-    theirs = {o.name: _sequence(sources.tensors, o.name) for o in sources.optimizers}
-    ours = {name: sequence for name, sequence in ours.items() if sequence}
-    theirs = {name: sequence for name, sequence in theirs.items() if sequence}
+def _pairs(targets: TargetIndex, sources: CheckpointIndex) -> list[tuple[OptimizerInfo, OptimizerInfo]]:
+    ours = {o.name: o for o in targets.optimizers if _sequence(targets.variables, o, _OWNERS)}
+    theirs = {o.name: o for o in sources.optimizers if _sequence(sources.tensors, o, _OWNERS)}
     if len(ours) == 1 and len(theirs) == 1:
-        return [(next(iter(ours.values())), next(iter(theirs.values())))]
+        return [*zip(ours.values(), theirs.values(), strict=True)]
     return [(ours[name], theirs[name]) for name in sorted(ours.keys() & theirs.keys())]
 
 
-def _sequence(items: Sequence[TargetVariable] | Sequence[SourceTensor], optimizer: str) -> dict[int, object]:  # type: ignore[type-arg]
-    prefix = f"{optimizer}/trainable_variables/" if optimizer else "trainable_variables/"
-    found: dict[int, object] = {}
+def _sequence(items: Iterable[Named], optimizer: OptimizerInfo, edge: str) -> dict[int, Named]:
+    """The members of one of an optimizer's lists, by index."""
+    prefix = f"{optimizer.name}/{edge}/" if optimizer.name else f"{edge}/"
+    found: dict[int, Named] = {}
     for item in items:
-        names = [item.name, *(a.name for a in item.aliases if a.kind is AliasKind.POSITIONAL)]
-        for name in names:
-            index = name.removeprefix(prefix)
-            if index != name and index.isdigit() and item.slot is None:
-                found[int(index)] = item
+        for name in _positional_names(item):
+            if name.startswith(prefix) and _INDEX.match(name, len(prefix)):
+                found[int(name[len(prefix) :])] = item
     return found
 
 
-def _match_sequence(
-    ours: Mapping[int, TargetVariable],
-    theirs: Mapping[int, SourceTensor],
-    found: Mapping[str, Outcome],
-    free: frozenset[str],
-) -> dict[str, Outcome]:
-    open_positions = [i for i, t in ours.items() if t.name in free]
-    nameless = [i for i in open_positions if i in theirs and theirs[i].name_kind is AliasKind.POSITIONAL]
+def _positional_names(item: TargetVariable | SourceTensor) -> Iterator[str]:
+    yield item.name
+    yield from (a.name for a in item.aliases if a.kind is AliasKind.POSITIONAL)
+
+
+def _match_owners(ours: Ours, theirs: Theirs, found: Mapping[str, Outcome], free: frozenset[str]) -> dict[str, Outcome]:
+    nameless = [
+        i for i, t in ours.items() if t.name in free and i in theirs and theirs[i].name_kind is AliasKind.POSITIONAL
+    ]
     if not nameless:
         return {}
     trouble = _disagreement(ours, theirs, found, nameless)
@@ -74,12 +82,7 @@ def _match_sequence(
     return {ours[i].name: Match(theirs[i], evidence) for i in nameless}
 
 
-def _disagreement(
-    ours: Mapping[int, TargetVariable],
-    theirs: Mapping[int, SourceTensor],
-    found: Mapping[str, Outcome],
-    nameless: Sequence[int],
-) -> str:
+def _disagreement(ours: Ours, theirs: Theirs, found: Mapping[str, Outcome], nameless: Sequence[int]) -> str:
     """Why the two sequences are not the same one; empty when they are."""
     if ours.keys() != theirs.keys():
         return f"the checkpoint names it by position only, among {len(theirs)} variables; the model has {len(ours)}"
@@ -102,3 +105,30 @@ def _names_differ(target: TargetVariable, source: SourceTensor) -> str:
     agree = any(t == c or t.endswith(f"_{c}") for t in theirs for c in chosen)
     agree |= bool({template_of_flat(t) for t in theirs} & {template_of_flat(c) for c in counted})
     return "" if agree else f"the checkpoint's slots call it {theirs[0]!r} and the model {(chosen or counted)[0]!r}"
+
+
+def _all_agree(ours: Ours, theirs: Theirs, found: Mapping[str, Outcome]) -> bool:
+    """Whether every variable of an optimizer comes from the same place in the other one."""
+    outcomes = {i: found.get(t.name) for i, t in ours.items()}
+    return ours.keys() == theirs.keys() and all(
+        isinstance(o, Match) and o.source.name == theirs[i].name for i, o in outcomes.items()
+    )
+
+
+def _same_class(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:
+    return bool(ours.family and ours.family == theirs.family) or bool(ours.label and ours.label == theirs.label)
+
+
+def _match_state(ours: Ours, theirs: Theirs, free: frozenset[str]) -> dict[str, Outcome]:
+    """State that neither side can name: only where the two optimizers hold just the same."""
+    nameless = [i for i, t in ours.items() if t.name in free and t.name_kind is AliasKind.POSITIONAL]
+    same = ours.keys() == theirs.keys() and all(_alike(t, theirs[i]) for i, t in ours.items())
+    if not nameless or not same:
+        return {}
+    evidence = f"position among the {len(ours)} variables of an optimizer of the same class, all shapes equal"
+    return {ours[i].name: Match(theirs[i], evidence) for i in nameless}
+
+
+def _alike(target: TargetVariable, source: SourceTensor) -> bool:
+    roles = [x.slot.role if x.slot else "" for x in (target, source)]
+    return target.spec == source.spec and target.name_kind is source.name_kind and roles[0] == roles[1]

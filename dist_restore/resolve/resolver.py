@@ -13,9 +13,10 @@ from dist_restore.entries import PlanEntry, Problem, Status, Unused
 from dist_restore.errors import RuleError
 from dist_restore.plan import RestorePlan
 from dist_restore.resolve.apply_rules import Assignment, Decisions, apply_rules
+from dist_restore.resolve.containers import match_containers
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.matching import Conflict, Match, Outcome, match_names
-from dist_restore.resolve.names import NameTable
+from dist_restore.resolve.names import NameTable, Side
 from dist_restore.resolve.nearest import quote
 from dist_restore.resolve.positions import match_positions
 from dist_restore.resolve.rules import RuleSet
@@ -79,10 +80,16 @@ class _Resolution:
         taken = self._decisions.used.keys() | self._decisions.dropped.keys()
         free = [t for t in self._sources.tensors if t.slot is None and t.name not in taken]
         settled = [(n, s.name) for n, a in self._decisions.assigned.items() for s in a.sources]
-        found = match_names(open_targets, free, settled)
+        owners = [t for t in self._sources.tensors if t.slot is None]
+        found = match_names(Side(open_targets, owned), Side(free, owners), settled)
         unmatched = frozenset(v.name for v in open_targets if v.name not in found)
         by_position = match_positions(self._targets, self._sources, self._with_rules(found), unmatched)
-        return {**found, **{n: o for n, o in by_position.items() if self._is_free(o)}}
+        found = {**found, **{n: o for n, o in by_position.items() if self._is_free(o)}}
+        used = {o.source.name for o in found.values() if isinstance(o, Match)}
+        by_place = match_containers(
+            [v for v in open_targets if v.name not in found], [t for t in free if t.name not in used]
+        )
+        return {**found, **by_place}
 
     def _with_rules(self, found: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
         """What names and rules decided together: positions must agree with both."""

@@ -68,7 +68,7 @@ class Stored:
 
 
 @runtime_checkable
-class DirectSource(Protocol):
+class DirectSource(Source, Protocol):
     """A `Source` that can also say where bytes lie, so that neighbours are read at once, and large tensors by parts."""
 
     def stored(self, name: str) -> Stored | None:

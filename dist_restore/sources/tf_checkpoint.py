@@ -6,6 +6,7 @@ are stored under `optimizer/_trainable_variables/N`, because the shorter path wi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -53,11 +54,13 @@ class TfCheckpoint:
 
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """See `Source.read`."""
-        return self._bundle.read(self._keys[name], box)
+        with _named(name):
+            return self._bundle.read(self._keys[name], box)
 
     def check(self, name: str) -> int:
         """See `Source.check`."""
-        return self._bundle.check(self._keys[name])
+        with _named(name):
+            return self._bundle.check(self._keys[name])
 
     def stored(self, name: str) -> Stored | None:
         """See `DirectSource.stored`."""
@@ -65,11 +68,21 @@ class TfCheckpoint:
 
     def read_stored(self, name: str, begin: int, out: np.ndarray) -> None:
         """See `DirectSource.read_stored`."""
-        self._bundle.read_stored(self._keys[name], begin, out)
+        with _named(name):
+            self._bundle.read_stored(self._keys[name], begin, out)
 
     def close(self) -> None:
         """Closes the data files."""
         self._bundle.close()
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Adds a tensor's canonical name to errors, for the bundle knows keys only."""
+    try:
+        yield
+    except CheckpointCorruptError as error:
+        raise CheckpointCorruptError(f"{name!r}: {error}", names=(name, *error.names)) from error
 
 
 def _build_index(prefix: str, bundle: Bundle) -> CheckpointIndex:

@@ -1,0 +1,124 @@
+"""Several workers of one cluster as processes of this machine: started together, and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+
+# Below Linux' range for outgoing connections (32768 and up): none of those takes a port before its server does.
+_PORTS = range(20000, 32000)
+_POLL_SECONDS = 0.05
+_PR_SET_PDEATHSIG = 1
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at."""
+    free: list[int] = []
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        if len(free) == count:
+            break
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            free.append(port)
+    return free
+
+
+class LocalCluster:
+    """Workers that know of each other by TF_CONFIG, each with a process group of its own.
+
+    Args:
+      command: what every worker runs; or what one of them runs, by its rank.
+      workers: how many.
+      environment: what they get besides this process' environment.
+
+    Attributes:
+      processes: by rank; what they print is a pipe of bytes.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str] | Callable[[int], Sequence[str]],
+        workers: int,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self._command, self._environment = command, {**os.environ, **(environment or {})}
+        self._addresses = [f"localhost:{port}" for port in free_ports(workers)]
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> LocalCluster:
+        try:
+            for rank in range(len(self._addresses)):
+                self.processes.append(self._start(rank))
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def wait(self, seconds: float | None = None, *, any_failure: bool = False) -> bool:
+        """Waits until all workers have ended, or with `any_failure` one has failed; False if that takes longer."""
+        limit = None if seconds is None else time.monotonic() + seconds
+        while not (self.ended or (any_failure and self.failed)):
+            if limit is not None and time.monotonic() >= limit:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    @property
+    def ended(self) -> bool:
+        """Whether all workers have ended."""
+        return all([p.poll() is not None for p in self.processes])
+
+    @property
+    def failed(self) -> list[int]:
+        """Ranks of the workers that ended with another code than 0."""
+        return [rank for rank, p in enumerate(self.processes) if p.poll()]
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to all that workers started and that still runs."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
+    def kill(self) -> None:
+        """Leaves no process behind."""
+        self.signal(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+
+    def _start(self, rank: int) -> subprocess.Popen[bytes]:
+        task = {"cluster": {"worker": self._addresses}, "task": {"type": "worker", "index": rank}}
+        return subprocess.Popen(
+            self._command(rank) if callable(self._command) else self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**self._environment, "TF_CONFIG": json.dumps(task)},
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def _die_with_parent() -> None:
+    """So that a launcher that is killed with -9 leaves no workers behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def exit_code(codes: Iterable[int]) -> int:
+    """What a shell would say: the first that is not 0, and 128 more than the number of a signal."""
+    code = next((code for code in codes if code), 0)
+    return 128 - code if code < 0 else code

@@ -1,0 +1,270 @@
+"""Work ahead in order, within a budget of bytes, and no thread left behind; the values are those of the plain path."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import dist_restore as dr
+from dist_restore.checking import check_located
+from dist_restore.distribute.schedule import make_units
+from dist_restore.errors import CheckpointCorruptError
+from dist_restore.host_memory import Blank
+from dist_restore.pipeline import Started, Work, stream
+from dist_restore.reading import locate, make_works
+from dist_restore.report.progress import progress
+from dist_restore.sources import checksum
+from dist_restore.sources.base import Source
+from dist_restore.sources.open import open_checkpoint
+
+
+class Meter:
+    """Counts bytes in flight: from a start until the result after it is asked for."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+        self.alone: list[int] = []
+
+    def work(self, number: int, nbytes: int, task: Callable[[], None] = lambda: None) -> Work[tuple[int, int]]:
+        def start() -> Started[tuple[int, int]]:
+            if not self.now:
+                self.alone.append(number)
+            self.now += nbytes
+            self.peak = max(self.peak, self.now)
+            return Started((task,), lambda: (number, nbytes))
+
+        return Work(nbytes, start)
+
+    def consume(self, results: Iterator[tuple[int, int]]) -> list[int]:
+        found = []
+        for number, nbytes in results:
+            found.append(number)
+            self.now -= nbytes
+        return found
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    left = [t.name for t in set(threading.enumerate()) - before if t.name.startswith("dist_restore")]
+    assert left == []
+
+
+def test_results_come_in_order_whatever_finishes_first() -> None:
+    meter = Meter()
+    works = [meter.work(i, 1, lambda i=i: time.sleep(0.02 if i % 3 == 0 else 0)) for i in range(20)]
+    assert meter.consume(stream(works, budget=8, threads=4)) == list(range(20))
+
+
+def test_what_is_in_flight_stays_within_the_budget() -> None:
+    meter = Meter()
+    sizes = np.random.default_rng(0).integers(1, 60, 200).tolist()
+    meter.consume(stream((meter.work(i, n) for i, n in enumerate(sizes)), budget=100, threads=3))
+    assert 60 <= meter.peak <= 100
+
+
+def test_what_is_larger_than_the_budget_passes_alone() -> None:
+    meter = Meter()
+    sizes = [10, 10, 500, 10, 10]
+    assert meter.consume(stream((meter.work(i, n) for i, n in enumerate(sizes)), budget=30, threads=2)) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert meter.peak == 500
+    assert {2, 3} <= set(meter.alone)
+
+
+def test_work_is_started_ahead_of_the_consumer() -> None:
+    meter = Meter()
+    results = stream((meter.work(i, 1) for i in range(10)), budget=4, threads=2)
+    next(results)
+    assert meter.now == 4
+    results.close()
+
+
+def test_an_exception_in_a_thread_surfaces_at_its_place() -> None:
+    def fail() -> None:
+        raise ValueError("disk on fire")
+
+    meter = Meter()
+    works = [meter.work(i, 1, fail if i == 3 else lambda: None) for i in range(50)]
+    seen = []
+    with pytest.raises(ValueError, match="disk on fire"):
+        for number, _ in stream(works, budget=8, threads=2):
+            seen.append(number)
+    assert seen == [0, 1, 2]
+
+
+def test_an_exception_at_the_start_of_work_surfaces() -> None:
+    def start() -> Started[None]:
+        raise MemoryError("no memory")
+
+    with pytest.raises(MemoryError):
+        list(stream([Meter().work(0, 1), Work(1, start)], budget=8, threads=2))
+
+
+def test_after_an_interrupt_queued_work_is_not_done() -> None:
+    done = []
+
+    def task() -> None:
+        time.sleep(0.01)
+        done.append(1)
+
+    meter = Meter()
+    works = [meter.work(i, 1, task) for i in range(100)]
+    with pytest.raises(KeyboardInterrupt), contextlib.closing(stream(works, budget=100, threads=2)) as results:
+        for _ in results:
+            raise KeyboardInterrupt
+    assert len(done) < 50
+    count = len(done)
+    time.sleep(0.05)
+    assert len(done) == count
+
+
+VALUES = {
+    "float32": np.arange(-60, 60, dtype=np.float32).reshape(3, 40),
+    "float64": np.linspace(0, 1, 7),
+    "float16": np.array([0.5, -65504.0, np.nan], np.float16),
+    "bfloat16": np.array([[1.5, -2.0], [np.inf, 3e38]], ml_dtypes.bfloat16),
+    "int8": np.array([-128, 127], np.int8),
+    "uint16": np.array([65535], np.uint16),
+    "int32": np.array(-7, np.int32),
+    "int64": np.array([2**62], np.int64),
+    "bool": np.array([True, False, True]),
+    "complex64": np.array([1 + 2j], np.complex64),
+    "scalar": np.float32(3.5),
+    "empty": np.zeros((0, 4), np.float32),
+    "strings": np.array([b"a", b"", b"\x00\xff" * 5], object),
+    "large": np.random.default_rng(1).standard_normal((300, 301)).astype(np.float32),
+    "large_half": np.random.default_rng(2).standard_normal((400, 401)).astype(np.float16),
+    "several_pieces": np.arange(5 << 20, dtype=np.float32).reshape(5, -1),
+}
+
+
+def variables(values: dict[str, np.ndarray]) -> dict[str, tf.Variable]:
+    made = {n: tf.Variable(tf.constant(v, tf.string if v.dtype == object else None)) for n, v in values.items()}
+    return made
+
+
+def blank(value: np.ndarray) -> np.ndarray:
+    return np.full_like(value, b"?") if value.dtype == object else np.zeros_like(value)
+
+
+def save(tmp_path: pathlib.Path, values: dict[str, np.ndarray]) -> str:
+    return str(tf.train.Checkpoint(**variables(values)).write(str(tmp_path / "ckpt")))
+
+
+@pytest.mark.parametrize("budget", [1, 1 << 16, 1 << 30])
+def test_every_dtype_arrives_as_by_tensorflows_own_restore(tmp_path: pathlib.Path, budget: int) -> None:
+    path = save(tmp_path, VALUES)
+    ours, native = (
+        variables({n: blank(v) for n, v in VALUES.items()}),
+        variables({n: blank(v) for n, v in VALUES.items()}),
+    )
+    report = dr.DistributedRestorer(tf.train.Checkpoint(**ours), memory_budget=budget).restore(path)
+    tf.train.Checkpoint(**native).read(path).assert_existing_objects_matched()
+    for name, value in VALUES.items():
+        found = ours[name].numpy()
+        assert np.asarray(found).dtype == np.asarray(native[name].numpy()).dtype
+        np.testing.assert_array_equal(found, native[name].numpy(), name)
+        np.testing.assert_array_equal(found, value, name)
+    assert report.verified
+
+
+@pytest.mark.parametrize("budget", [1, 1 << 30])
+def test_the_stream_gives_what_reading_one_by_one_gives(tmp_path: pathlib.Path, budget: int) -> None:
+    path = save(tmp_path, VALUES)
+    plan = dr.DistributedRestorer(tf.train.Checkpoint(**variables(VALUES))).plan(path)
+    source = open_checkpoint(path)
+    seen = {}
+    for values in stream(make_works(locate(make_units(plan.entries), source), source, no_live), budget):
+        for entry, value, crc in values:
+            array = value.array if isinstance(value, Blank) else value
+            np.testing.assert_array_equal(array, source.read(entry.sources[0]))
+            assert crc is None or crc == checksum.extend(0, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            seen[entry.target] = True
+    assert len(seen) >= len(VALUES)
+    source.close()
+
+
+def no_live(entry: object) -> Callable[[], np.ndarray]:
+    raise AssertionError("nothing here is kept")
+
+
+class Plain:
+    """A source that can only read tensor by tensor."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.bytes_read = 0
+        self.index, self.read, self.check, self.close = source.index, source.read, source.check, source.close
+
+
+def test_a_source_without_places_is_read_tensor_by_tensor(tmp_path: pathlib.Path) -> None:
+    path = save(tmp_path, VALUES)
+    plan = dr.DistributedRestorer(tf.train.Checkpoint(**variables(VALUES))).plan(path)
+    source = Plain(open_checkpoint(path))
+    located = locate(make_units(plan.entries), source)
+    assert all(item.places is None for item in located)
+    with progress(0, False) as bar:
+        check_located(located, source, bar, 1 << 20)
+    targets = [v.entry.target for values in stream(make_works(located, source, no_live), 1 << 20) for v in values]
+    assert targets == [e.target for item in located for e in item.unit.entries]
+
+
+@pytest.mark.parametrize("name", ["bool", "large", "several_pieces"])
+@pytest.mark.parametrize("verify", ["none", "checksum"])
+def test_a_flipped_bit_is_found_before_its_tensor_is_assigned(tmp_path: pathlib.Path, name: str, verify: str) -> None:
+    path = save(tmp_path, VALUES)
+    source = open_checkpoint(path)
+    place = source.stored(f"{name}")
+    source.close()
+    data = tmp_path / "ckpt.data-00000-of-00001"
+    raw = bytearray(data.read_bytes())
+    raw[place.offset + place.size - 1] ^= 1
+    data.write_bytes(raw)
+    live = variables({n: blank(v) for n, v in VALUES.items()})
+    with pytest.raises(CheckpointCorruptError, match=name):
+        dr.DistributedRestorer(tf.train.Checkpoint(**live), verify=verify).restore(path)
+    np.testing.assert_array_equal(live[name].numpy(), blank(VALUES[name]))
+    if verify == "checksum":
+        assert all(np.array_equal(live[n].numpy(), blank(v)) for n, v in VALUES.items())
+
+
+def test_an_interrupt_while_assigning_leaves_no_thread(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, VALUES)
+    live = variables({n: blank(v) for n, v in VALUES.items()})
+    from dist_restore.assign import Assigner
+
+    original, calls = Assigner.assign, []
+
+    def interrupted(self: Assigner, *args: object) -> tuple[int, ...]:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(Assigner, "assign", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        dr.DistributedRestorer(tf.train.Checkpoint(**live)).restore(path)
+    assert "4 variable(s) had changed already" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 1000, 70_001])
+def test_checksums_of_two_parts_join_to_that_of_the_whole(size: int) -> None:
+    data = np.random.default_rng(size).integers(0, 256, 1500 + size).astype(np.uint8)
+    first, second = checksum.extend(0, data[:1500]), checksum.extend(0, data[1500:])
+    assert checksum.combine(first, second, size) == checksum.extend(0, data)
+    assert checksum.unmask(checksum.mask(first)) == first
