@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
@@ -127,11 +128,15 @@ def split_sum(total: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
         share = np.asarray(total // count, dtype=total.dtype)
         rest = np.asarray(total - share * (count - 1), dtype=total.dtype)
         return (rest, *(share,) * (count - 1))
+    if total.dtype.kind in "bc":
+        return (total, *(np.zeros_like(total),) * (count - 1))
     share = np.asarray(total / count).astype(total.dtype)
     back = share
     for _ in range(count - 1):
         back = (back + share).astype(total.dtype)
-    even = (back == total) | (total != total)
+    # TF's kernels flush subnormal floats to zero, so a share may not be one.
+    normal = (abs(share) >= ml_dtypes.finfo(share.dtype).tiny) | (share == 0)
+    even = ((back == total) & normal) | (total != total)
     others = np.where(even, share, np.zeros_like(share)).astype(total.dtype)
     first = np.where(even, share, total).astype(total.dtype)
     return (first, *(others,) * (count - 1))

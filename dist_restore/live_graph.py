@@ -109,7 +109,7 @@ class _Walker:
         facts = _Facts(self._objects, self._edges, root)
         nodes = tuple(self._node(i, facts) for i in range(len(self._objects)))
         leaves = {i: facts.leaf(i) for i, o in enumerate(self._objects) if _is_variable(o)}
-        return LiveGraph(nodes, leaves, bare=not isinstance(root, (tf.train.Checkpoint, Mapping)))
+        return LiveGraph(nodes, leaves, bare=_is_bare(root))
 
     def _number(self, item: object) -> int:
         item = _unwrap(item)
@@ -254,6 +254,13 @@ def _holds_state(value: object, depth: int = 0) -> bool:
 
 def _is_variable(item: object) -> bool:
     return isinstance(item, tf.Variable)
+
+
+def _is_bare(root: object) -> bool:
+    """Whether the model has no name of its own: passed as it is, or as `Checkpoint(model)`."""
+    if isinstance(root, tf.train.Checkpoint):
+        return "root" in tf.train.TrackableView.children(root)
+    return not isinstance(root, Mapping)
 
 
 def _unwrap(item: object) -> object:

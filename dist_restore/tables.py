@@ -26,6 +26,7 @@ PROBLEMS = ("unmatched", "ambiguous")
 
 NAME_WIDTH = 56  # two names, a shape and the ops then fit a terminal of about 200 columns
 OPS_WIDTH = 40
+MAX_LISTED_NAME = 400  # below the table names are whole, to be copied; longer ones are nobody's to copy
 REASON_WIDTH = 110
 
 # A name with more numbers than this, or a longer one, is no family's member: it stays a row of its own, and
@@ -213,7 +214,9 @@ def _unused(unused: tuple[tuple[str, str], ...]) -> str:
     by_reason: dict[str, list[str]] = {}
     for name, reason in unused:
         by_reason.setdefault(reason, []).append(name)
-    blocks = [f"{pattern}\n{_wrapped(reason)}" for pattern, reason in _unused_families(by_reason)]
+    blocks = [
+        f"{shorten(pattern, MAX_LISTED_NAME)}\n{_wrapped(reason)}" for pattern, reason in _unused_families(by_reason)
+    ]
     return "\n".join(f"unused: {block}" for block in blocks)
 
 

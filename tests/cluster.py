@@ -72,11 +72,9 @@ def run_cluster(
         ) as c:
             outputs = [_Output(process.stdout) for process in c.processes]
             deadline = time.monotonic() + limit
-            while (
-                sum(p.poll() is not None for p in c.processes) < (survivors or workers) and time.monotonic() < deadline
-            ):
+            while c.codes.count(None) > workers - (survivors or workers) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            codes = [p.poll() for p in c.processes]
+            codes = c.codes
         return [_outcome(*parts) for parts in zip(codes, paths, outputs, strict=True)]
 
 

@@ -153,7 +153,7 @@ class ClusterCommunicator:
         found = (self._failure_in(message, rank) for rank, message in sorted(messages.items()))
         failures = [failure for failure in found if failure]
         if failures:
-            verdict = failures[0].and_others(f.rank for f in failures[1:])
+            verdict = failures[0].and_others(f.rank for f in failures)
             self._part(verdict)
             raise verdict.error()
 
@@ -190,8 +190,7 @@ class ClusterCommunicator:
         try:
             return request()
         except Lost as lost:
-            why = f"it did not come this far in {self._timeout:.0f} s" if lost.late else "it is dead"
-            failure = Failure(lost.ranks[0], self._phase, f"{why}; {lost}", others=lost.ranks[1:])
+            failure = Failure(lost.ranks[0], self._phase, str(lost), others=lost.ranks[1:])
             self._part(failure)
             raise failure.error() from lost
 

@@ -15,7 +15,9 @@ from dist_restore.distribute.waiting import Liveness, Lost, in_thread, ticks
 Result = TypeVar("Result")
 
 CHIEF = 0
-# A helper thread that nobody waits for any more ends after so long at the latest.
+# How long one request waits: at first not long, to learn soon who else is missing. A helper thread that nobody waits
+# for any more ends with its request.
+FIRST_SLICE_SECONDS = 1.0
 SLICE_SECONDS = 10.0
 RETRY_SECONDS = 0.5
 PEEK_SECONDS = 0.2
@@ -67,7 +69,7 @@ class Mailbox:
             fetching.result()
         missing = [rank for rank in keys if rank not in found]
         if missing:
-            raise Lost(missing, self._liveness.ask(missing[0]).value, late=True)
+            raise self._too_late(missing, seconds)
         return found
 
     def peek(self, key: str) -> Message | None:
@@ -85,26 +87,32 @@ class Mailbox:
         asking = in_thread(lambda: [self._persist(request) for request in requests])
         for _ in ticks(asking, seconds):
             for rank, answer in self._liveness.dead([CHIEF] if self._rank != CHIEF else []):
-                raise Lost([rank], answer.value, late=False)
+                raise Lost([rank], f"it is dead; {answer.value}", late=False)
         if not asking.done():
-            raise Lost([CHIEF], self._liveness.ask(CHIEF).value, late=True)
+            raise self._too_late([CHIEF], seconds)
         asking.result()
+
+    def _too_late(self, ranks: Sequence[int], seconds: float) -> Lost:
+        answer = self._liveness.ask(ranks[0])
+        return Lost(ranks, f"it did not come this far in {seconds:g} s; {answer.value}", late=True)
 
     def _bury(self, keys: Mapping[int, str], found: dict[int, Message]) -> None:
         """Gives up ranks that are dead; but one that wrote before it ended has done its part."""
         for rank, answer in self._liveness.dead([rank for rank in keys if rank not in found]):
             message = self.peek(keys[rank])
             if message is None:
-                raise Lost([rank], answer.value, late=False)
+                raise Lost([rank], f"it is dead; {answer.value}", late=False)
             found[rank] = message
 
     def _fetch(self, keys: Mapping[int, str], found: dict[int, Message]) -> None:
-        for rank, key in keys.items():
-            text = None
-            while text is None and rank not in found and not self._closed.is_set():
-                text = self._persist(functools.partial(self._store.get, key, SLICE_SECONDS))
-            if text is not None:
-                found[rank] = Message.unpack(text)
+        """Goes round those who have not written; which of them it waits for does not matter, for all are needed."""
+        seconds = FIRST_SLICE_SECONDS
+        while (missing := [rank for rank in keys if rank not in found]) and not self._closed.is_set():
+            for rank in missing:
+                text = self._persist(functools.partial(self._store.get, keys[rank], seconds))
+                if text is not None:
+                    found[rank] = Message.unpack(text)
+            seconds = min(2 * seconds, SLICE_SECONDS)
 
     def _persist(self, request: Callable[[], Result]) -> Result:
         """Repeats a request that did not get through: whether the chief is dead is for `Liveness` to say."""

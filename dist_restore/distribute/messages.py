@@ -44,7 +44,7 @@ class Failure:
 
     def and_others(self, others: Iterable[int]) -> Failure:
         """The same, with the ranks of others that failed too."""
-        return dataclasses.replace(self, others=tuple(others))
+        return dataclasses.replace(self, others=tuple(sorted({*others} - {self.rank})))
 
     def error(self) -> WorkerError:
         """The exception that every worker raises for it.

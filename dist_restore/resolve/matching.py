@@ -77,7 +77,7 @@ def match_names(
     _refuse_unequal_flat(found, claims, targets.open, sources)
     _refuse_shared(found, claims)
     _refuse_unequal_lists(found, claims, _lists(targets, sources, alignment), targets.open)
-    _by_counted_names(found, targets.open, alignment)
+    _by_counted_names(found, claims, targets.open, alignment)
     return found
 
 
@@ -128,7 +128,8 @@ def _refuse_unequal_flat(
     weak = [n for n, o in found.items() if isinstance(o, Match) and all(c.how is _How.FLAT for c in claims[n])]
     if not weak:
         return
-    ours = collections.Counter(template_of_flat(a.name) for t in targets for a in _flat_aliases(t.aliases))
+    # A target has several such names where Keras counted the model's own name up: each counts once.
+    ours = collections.Counter(x for t in targets for x in {template_of_flat(a.name) for a in _flat_aliases(t.aliases)})
     theirs = collections.Counter(template_of_flat(name) for name in _unique_flat(sources))
     for name in weak:
         templates = sorted({template_of_flat(c.name) for c in claims[name]})
@@ -150,16 +151,20 @@ def _flat_aliases(aliases: Iterable[Alias]) -> list[Alias]:
 
 
 def _refuse_shared(found: dict[str, Outcome], claims: Mapping[str, Sequence[_Claim]]) -> None:
-    """Where targets share a source, and not each by a path that the source has itself, none of them gets it."""
-    shared: dict[int, list[str]] = collections.defaultdict(list)
-    for target, outcome in found.items():
-        if isinstance(outcome, Match):
-            shared[id(outcome.source)].append(target)
+    """Where targets claim one source, and not each by a path that the source has itself, none of them gets it."""
+    shared: dict[int, dict[str, _How]] = collections.defaultdict(dict)
+    for target, own in claims.items():
+        for claim in own:
+            shared[id(claim.source)].setdefault(target, claim.how)
     for names in shared.values():
-        if len(names) > 1 and any(claims[n][0].how in (_How.ALIAS, _How.FLAT) for n in names):
+        weak = any(how in (_How.ALIAS, _How.FLAT) for how in names.values())
+        # A source has no path for each of `w` and `_w`: that is one attribute, spelled in two ways.
+        if len(names) > 1 and (weak or len({n.replace("/_", "/").lstrip("_") for n in names}) < len(names)):
             for name in names:
-                others = ", ".join(repr(n) for n in sorted(names) if n != name)
-                found[name] = Conflict((claims[name][0].source,), f"{others} claims the same source by another name")
+                if isinstance(found[name], Match):
+                    others = ", ".join(repr(n) for n in sorted(names) if n != name)
+                    reason = f"{others} claims the same source by another name"
+                    found[name] = Conflict((claims[name][0].source,), reason)
 
 
 def _lists(targets: Side[TargetVariable], sources: Side[SourceTensor], alignment: Alignment) -> Lists:
@@ -188,7 +193,12 @@ def _refuse_unequal_lists(
             found[target.name] = Conflict(tuple({id(c.source): c.source for c in own}.values()), reason)
 
 
-def _by_counted_names(found: dict[str, Outcome], targets: Sequence[TargetVariable], alignment: Alignment) -> None:
+def _by_counted_names(
+    found: dict[str, Outcome],
+    claims: Mapping[str, Sequence[_Claim]],
+    targets: Sequence[TargetVariable],
+    alignment: Alignment,
+) -> None:
     """Matches automatic layer names (`dense_4`) by their order, where both sides have equally many."""
     ours: dict[str, list[tuple[tuple[int, ...], TargetVariable]]] = collections.defaultdict(list)
     for target in targets:
@@ -197,8 +207,8 @@ def _by_counted_names(found: dict[str, Outcome], targets: Sequence[TargetVariabl
             ours[template].append((counters, target))
     if not ours:
         return
-    # What another target has by a name that somebody chose is not to be counted.
-    taken = {id(o.source) for o in found.values() if isinstance(o, Match)}
+    # What another target claims by a name that somebody chose is not to be counted.
+    taken = {id(claim.source) for own in claims.values() for claim in own}
     theirs: dict[str, list[tuple[tuple[int, ...], SourceTensor]]] = collections.defaultdict(list)
     for name, items in alignment.names.items():
         template, counters = template_of_counted(name)

@@ -13,8 +13,8 @@ from dist_restore.entries import PlanEntry, Problem, Status, Unused
 from dist_restore.errors import RuleError
 from dist_restore.plan import RestorePlan
 from dist_restore.resolve.apply_rules import Assignment, Decisions, apply_rules
-from dist_restore.resolve.containers import match_containers
 from dist_restore.resolve.build import Choice, build_entry, unfilled
+from dist_restore.resolve.containers import match_containers
 from dist_restore.resolve.matching import Conflict, Match, Outcome, match_names
 from dist_restore.resolve.names import NameTable, Side
 from dist_restore.resolve.nearest import quote
@@ -172,9 +172,9 @@ class _Resolution:
         return dataclasses.replace(entry, status=Status.KEPT, evidence="unmatched=keep", problem=Problem.NONE)
 
     def _plan(self, entries: Iterable[PlanEntry]) -> RestorePlan:
-        done = sorted(self._mark_unchecked(list(entries)), key=lambda e: e.target)
-        used = {name for e in done for name in e.sources}
-        done = tuple(self._suggester.with_candidates(done, used))
+        marked = sorted(self._mark_unchecked(list(entries)), key=lambda e: e.target)
+        used = {name for e in marked for name in e.sources}
+        done = tuple(self._suggester.with_candidates(marked, used))
         unused = tuple(self._unused(t) for t in self._sources.tensors if t.name not in used)
         unused += tuple(Unused(name, reason) for name, reason in self._sources.ignored)
         return RestorePlan(

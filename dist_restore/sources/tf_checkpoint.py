@@ -7,7 +7,7 @@ are stored under `optimizer/_trainable_variables/N`, because the shorter path wi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -92,7 +92,7 @@ def _build_index(prefix: str, bundle: Bundle) -> CheckpointIndex:
     leaves, optimizers, ignored = _read_graph(prefix, bundle)
     tensors = tuple(_tensor(prefix, bundle, leaf) for leaf in leaves)
     rest = bundle.entries.keys() - {t.key for t in tensors} - {OBJECT_GRAPH_KEY} - {k for k, _ in ignored}
-    tensors += tuple(_by_key(bundle, sorted(rest), AliasKind.POSITIONAL))
+    tensors += tuple(_by_key(bundle, sorted(rest), AliasKind.POSITIONAL, {t.name for t in tensors}))
     return CheckpointIndex(prefix, "tf2", _sorted(tensors), optimizers, tuple(sorted(ignored)))
 
 
@@ -100,9 +100,14 @@ def _sorted(tensors: Iterable[SourceTensor]) -> tuple[SourceTensor, ...]:
     return tuple(sorted(tensors, key=lambda t: t.name))
 
 
-def _by_key(bundle: Bundle, keys: Iterable[str], kind: AliasKind) -> Iterator[SourceTensor]:
+def _by_key(
+    bundle: Bundle, keys: Iterable[str], kind: AliasKind, taken: Collection[str] = ()
+) -> Iterator[SourceTensor]:
+    """Tensors that no object graph names: by their keys, which are unique, without the suffix where it stays so."""
     for key in keys:
         name = key.removesuffix(ATTRIBUTE_SUFFIX)
+        if name != key and (name in bundle.entries or name in taken):
+            name = key
         yield SourceTensor(name, bundle.entries[key].spec, name_kind=kind, key=key)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 # Below Linux' range for outgoing connections (32768 and up): none of those takes a port before its server does.
@@ -69,30 +70,26 @@ class LocalCluster:
     ) -> None:
         self.kill()
 
+    @property
+    def codes(self) -> list[int | None]:
+        """How each worker ended: its exit code, or minus a signal's number; None while it runs."""
+        return [_code(process) for process in self.processes]
+
     def wait(self, seconds: float | None = None, *, any_failure: bool = False) -> bool:
         """Waits until all workers have ended, or with `any_failure` one has failed; False if that takes longer."""
-        limit = None if seconds is None else time.monotonic() + seconds
-        while not (self.ended or (any_failure and self.failed)):
-            if limit is not None and time.monotonic() >= limit:
+        limit = math.inf if seconds is None else time.monotonic() + seconds
+        while None in (codes := self.codes) and not (any_failure and any(codes)):
+            if time.monotonic() >= limit:
                 return False
             time.sleep(_POLL_SECONDS)
         return True
 
-    @property
-    def ended(self) -> bool:
-        """Whether all workers have ended."""
-        return all([p.poll() is not None for p in self.processes])
-
-    @property
-    def failed(self) -> list[int]:
-        """Ranks of the workers that ended with another code than 0."""
-        return [rank for rank, p in enumerate(self.processes) if p.poll()]
-
     def signal(self, number: int) -> None:
-        """Sends a signal to all that workers started and that still runs."""
+        """Sends a signal to workers, and to all that they started."""
         for process in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
 
     def kill(self) -> None:
         """Leaves no process behind."""
@@ -118,7 +115,11 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def exit_code(codes: Iterable[int]) -> int:
-    """What a shell would say: the first that is not 0, and 128 more than the number of a signal."""
-    code = next((code for code in codes if code), 0)
-    return 128 - code if code < 0 else code
+def _code(process: subprocess.Popen[bytes]) -> int | None:
+    """As `Popen.poll`, but leaves a zombie, so that nobody gets its number before its group was killed."""
+    if process.returncode is not None:
+        return process.returncode
+    ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
