@@ -27,6 +27,8 @@ _FAMILIES = frozenset(
 # The classes whose first and second moments are the same thing: running means of the gradient and of its
 # square. RMSprop's `velocity` is a second moment too, but its `momentum` holds steps, so it stays apart.
 _SAME_MOMENTS = frozenset({"adam", "adamw", "nadam"})
+# What the base class of Keras 3 keeps, whatever the class.
+_CLASSLESS = frozenset({"average", "accumulated_gradient"})
 # How a slot scales when its variable's gradient is scaled: 1 for a mean of gradients, 2 for one of squares,
 # -1 for an average of the variable itself (which scales with the variable).
 _DEGREES = {
@@ -62,9 +64,14 @@ def family_of(label: str) -> str:
     return base if base in _FAMILIES else ""
 
 
-def same_meaning(source: str, target: str) -> bool:
-    """Whether slots of equal role mean the same in two optimizer classes."""
-    return source == target or {source, target} <= _SAME_MOMENTS
+def is_known(family: str) -> bool:
+    """Whether a class is one of those whose slots are known here; a user's own class is not."""
+    return family in _FAMILIES
+
+
+def same_meaning(source: str, target: str, role: str) -> bool:
+    """Whether slots of one role mean the same in two optimizer classes."""
+    return source == target or role in _CLASSLESS or {source, target} <= _SAME_MOMENTS
 
 
 def degree_of(role: str, family: str) -> int | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.nearest import quote
-from dist_restore.slot_roles import degree_of, same_meaning
+from dist_restore.slot_roles import degree_of, is_known, same_meaning
 from dist_restore.specs import CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
 from dist_restore.transforms import Op, Scale, for_slot
 
@@ -94,8 +94,8 @@ class SlotResolver:
 
     def _refuse_meaning(self, ours: str, role: str, theirs: OptimizerInfo) -> str:
         """Why a role may not be taken over between two optimizer classes; empty when it may."""
-        mine = self._ours[ours]
-        if role in self._roles or self._same_class(mine, theirs):
+        mine = self._ours.get(ours, OptimizerInfo(ours, "", "", ()))
+        if role in self._roles or self._same_class(mine, theirs, role):
             return ""
         found = theirs.family or f"unknown (named {theirs.label!r})"
         return (
@@ -105,11 +105,13 @@ class SlotResolver:
         )
 
     @staticmethod
-    def _same_class(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:
-        if theirs.family and ours.family:
-            return same_meaning(theirs.family, ours.family)
-        # A name that somebody chose hides the class; equal name and equal roles are the next best evidence.
-        return bool(ours.label) and ours.label == theirs.label and set(ours.roles) <= set(theirs.roles)
+    def _same_class(ours: OptimizerInfo, theirs: OptimizerInfo, role: str) -> bool:
+        if is_known(theirs.family) and is_known(ours.family):
+            return same_meaning(theirs.family, ours.family, role)
+        # A name that somebody chose, or a class of theirs, hides the class; equal name and equal roles are the next
+        # best evidence. Averages of weights are no part of a class: `use_ema` gives them to all.
+        roles = [set(o.roles) - {"average"} for o in (ours, theirs)]
+        return bool(ours.label) and ours.label == theirs.label and roles[0] == roles[1]
 
     def _build(
         self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...], family: str
@@ -118,7 +120,8 @@ class SlotResolver:
         assert slot is not None
         if any(t.spec.shape != s.spec.shape for t, s in zip(tensors, owner.sources, strict=True)):
             return self._build_odd_shaped(target, owner, tensors)
-        ops = self._slot_ops(owner.ops, slot.role, family)
+        # As the checkpoint's optimizer would have it: what is called otherwise in the program is still its value.
+        ops = self._slot_ops(owner.ops, self._roles.get(slot.role, slot.role), family)
         if ops is None:
             return self._unmatched(target, f"it is not known how {slot.role!r} changes when its owner is scaled")
         evidence = f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"
