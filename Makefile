@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format wheel clean
+.PHONY: help demo test check format bench wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ check: $(READY) ## lint, format and strict types
 format: $(READY) ## put the code into the form that check wants
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+bench: $(READY) ## all benchmarks, an hour or so; tables go to scripts/benchmarks/RESULTS.md (ARGS=--quick: one small size)
+	@for name in slices plan many single; do $(BIN)/python scripts/benchmarks/$$name.py $(ARGS) || exit 1; done
 
 wheel: $(READY) ## build dist/*.whl
 	@$(BIN)/python -m build --wheel

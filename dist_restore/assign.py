@@ -135,7 +135,8 @@ def split_sum(total: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
     for _ in range(count - 1):
         back = (back + share).astype(total.dtype)
     # TF's kernels flush subnormal floats to zero, so a share may not be one.
-    normal = (abs(share) >= ml_dtypes.finfo(share.dtype).tiny) | (share == 0)
+    tiny = float(ml_dtypes.finfo(share.dtype).tiny)  # type: ignore[no-untyped-call]
+    normal = (abs(share) >= tiny) | (share == 0)
     even = ((back == total) & normal) | (total != total)
     others = np.where(even, share, np.zeros_like(share)).astype(total.dtype)
     first = np.where(even, share, total).astype(total.dtype)

@@ -31,10 +31,11 @@ _USEFUL = 64 << 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Assigned:
-    """What the replicas of one variable must hold now: a checksum per local replica."""
+    """What the replicas of one variable must hold now: a checksum per local replica; and the variable's size."""
 
     name: str
     checksums: tuple[int, ...]
+    nbytes: int = 0
 
 
 def check_sources(
@@ -99,7 +100,7 @@ def assign_values(
 
 def _assign(value: Value, handles: Mapping[str, tf.Variable], assigner: Assigner) -> Assigned:
     name = value.entry.target
-    return Assigned(name, assigner.assign(handles[name], value.value, value.crc32c))
+    return Assigned(name, assigner.assign(handles[name], value.value, value.crc32c), value.entry.bytes)
 
 
 def _changed(touched: Sequence[str]) -> str:
@@ -115,7 +116,7 @@ def verify_replicas(assigned: Sequence[Assigned], handles: Mapping[str, tf.Varia
     Raises:
       VerificationError: a replica holds something else.
     """
-    works = (_verification(group, handles, assigner) for group in _groups(assigned, handles))
+    works = (_verification(group, handles, assigner) for group in _groups(assigned))
     with contextlib.closing(stream(works, _USEFUL)) as results:
         wrong = [text for found in results for text in found]
     if wrong:
@@ -126,13 +127,13 @@ def verify_replicas(assigned: Sequence[Assigned], handles: Mapping[str, tf.Varia
         )
 
 
-def _groups(assigned: Sequence[Assigned], handles: Mapping[str, tf.Variable]) -> Iterator[list[Assigned]]:
+def _groups(assigned: Sequence[Assigned]) -> Iterator[list[Assigned]]:
     """Many small variables together, so that threads are not handed crumbs; large ones alone."""
     group: list[Assigned] = []
     size = 0
     for item in assigned:
         group.append(item)
-        size += _nbytes(handles[item.name])
+        size += item.nbytes
         if size >= _GROUP:
             yield group
             group, size = [], 0
@@ -143,13 +144,9 @@ def _groups(assigned: Sequence[Assigned], handles: Mapping[str, tf.Variable]) ->
 _GROUP = 1 << 20
 
 
-def _nbytes(variable: tf.Variable) -> int:
-    return int(variable.shape.num_elements() or 0) * int(variable.dtype.size)
-
-
 def _verification(group: Sequence[Assigned], handles: Mapping[str, tf.Variable], assigner: Assigner) -> Work[list[str]]:
     """Variables are read by the consumer's thread, and hashed by others."""
-    size = sum(_nbytes(handles[item.name]) for item in group)
+    size = sum(item.nbytes for item in group)
 
     def start() -> Started[list[str]]:
         held = [assigner.replicas(handles[item.name]) for item in group]

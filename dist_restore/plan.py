@@ -207,7 +207,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
         raise TypeError(f"expected a count, found {type(value).__name__}")
     return value
 

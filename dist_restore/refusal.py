@@ -70,8 +70,13 @@ def _line(entry: PlanEntry) -> str:
 
 
 def _advice(plan: RestorePlan) -> str:
-    rules = plan.suggestions.splitlines()
-    more = "\n  ... (all in plan.suggestions)" if len(rules) > MAX_SUGGESTED else ""
-    text = "\n".join(f"  {escape_text(line)}" for line in rules[:MAX_SUGGESTED])
+    rules = plan.suggestions.split("\n")
+    shown = rules[:MAX_SUGGESTED]
+    while len(shown) < len(rules) and shown and shown[-1]:
+        shown.pop()  # no half rule
+    more = "\n  ... (all in plan.suggestions)" if len(shown) < len(rules) else ""
+    text = "\n".join(f"  {escape_text(line)}".rstrip() for line in shown).rstrip()
+    ready = any(line.startswith("[[rule]]") for line in shown)
+    title = "Rules that would fix it, for your rule file:" if ready else "For your rule file, once it is clear what is meant:"
     keep = 'To let what nothing fills keep its present value, write keep rules or pass unmatched="keep".'
-    return f"Rules that would fix it, for your rule file:\n{text}{more}\n{keep}" if rules else keep
+    return f"{title}\n{text}{more}\n{keep}" if plan.suggestions else keep

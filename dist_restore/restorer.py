@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -103,7 +104,8 @@ class DistributedRestorer:
           RuleError: a rule that matches nothing or contradicts another.
           UnbuiltModelError: the model has no variables yet.
         """
-        return _Session(self._find(), self._rules, self._config).plan_only(path)
+        with _uncollected():
+            return _Session(self._find(), self._rules, self._config).plan_only(path)
 
     def restore(self, path: PathLike) -> RestoreReport:
         """Plans, checks, assigns, verifies and logs. Called by all workers.
@@ -114,7 +116,8 @@ class DistributedRestorer:
         Raises:
           RestoreError: any of the tree in `errors`; unless it says otherwise, no variable has changed.
         """
-        return _Session(self._find(), self._rules, self._config).restore(path, None)
+        with _uncollected():
+            return _Session(self._find(), self._rules, self._config).restore(path, None)
 
     def apply(self, plan: RestorePlan, path: PathLike) -> RestoreReport:
         """Carries out a plan that was made before, for these variables and this checkpoint. Called by all workers.
@@ -123,10 +126,27 @@ class DistributedRestorer:
           PlanMismatchError: the plan was made for other variables or for another checkpoint.
           RestoreError: as `restore`.
         """
-        return _Session(self._find(), self._rules, self._config).restore(path, plan)
+        with _uncollected():
+            return _Session(self._find(), self._rules, self._config).restore(path, plan)
 
     def _find(self) -> Targets:
         return find_targets(self._target, self._strategy)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Holds back the search for reference cycles, of which a restore makes none that matter.
+
+    Each full search walks all objects of TensorFlow and of the plan so far: with 10,000 variables they take a
+    quarter of the time, and of a second restore of 1.3 GB a half.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Session:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from typing import IO
 
@@ -28,6 +29,11 @@ _GRACE = flags.DEFINE_float(
     lower_bound=0.0,
 )
 
+# For whoever reads our output slowly: with 1 s, last lines were lost on a busy machine. It is not for ever because
+# something that left a worker's process group may still hold its pipe.
+DRAIN_SECONDS = 60.0
+_OUTPUT = threading.Lock()
+
 
 def main(argv: Sequence[str]) -> int:
     command = list(argv[1:])
@@ -40,8 +46,7 @@ def main(argv: Sequence[str]) -> int:
         with LocalCluster(command, _WORKERS.value, environment) as cluster:
             pumps = [_start_pump(rank, process.stdout) for rank, process in enumerate(cluster.processes)]
             code = _supervise(cluster)
-        for pump in pumps:
-            pump.join(1)
+        _drain(pumps)
         return code
     except KeyboardInterrupt:
         return 130
@@ -72,6 +77,13 @@ def _give_time(cluster: LocalCluster) -> None:
         _say(f"ending what did not end by itself in {_GRACE.value:g} s: {left}")
 
 
+def _drain(pumps: Sequence[threading.Thread]) -> None:
+    """Lets all that workers printed come out."""
+    limit = time.monotonic() + DRAIN_SECONDS
+    for pump in pumps:
+        pump.join(max(0.0, limit - time.monotonic()))
+
+
 def _say(text: str) -> None:
     print(f"launch_local: {text}", file=sys.stderr, flush=True)
 
@@ -83,10 +95,12 @@ def _start_pump(rank: int, pipe: IO[bytes] | None) -> threading.Thread:
 
 
 def _pump(prefix: bytes, pipe: IO[bytes]) -> None:
-    """Passes on lines, each in one write so that those of several workers do not mix."""
+    """Passes on whole lines."""
     for line in pipe:
-        sys.stdout.buffer.write(prefix + line.rstrip(b"\r\n") + b"\n")
-        sys.stdout.buffer.flush()
+        # A full buffer is written in parts, and lets other threads in between: on a busy machine lines did mix.
+        with _OUTPUT:
+            sys.stdout.buffer.write(prefix + line.rstrip(b"\r\n") + b"\n")
+            sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

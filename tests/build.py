@@ -48,8 +48,12 @@ class Line:
 
 def lines(text: str) -> list[Line]:
     found: list[Line] = []
-    for row in filter(None, map(str.strip, text.splitlines())):
-        found.append(_line(row.split(), {line.name: line.spec.shape for line in found}))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for row in text.split("\n"):  # on spaces and newlines only: hostile names hold the others
+        parts = [part for part in row.split(" ") if part]
+        if parts:
+            found.append(_line(parts, shapes))
+            shapes[found[-1].name] = found[-1].spec.shape
     return found
 
 

@@ -82,6 +82,14 @@ def test_lines_of_several_workers_do_not_mix_and_the_last_ones_are_not_lost() ->
     assert len(done.stdout.splitlines()) == 3 * 201
 
 
+def test_a_slow_reader_gets_the_last_lines_too() -> None:
+    program = "[print('x' * 5000) for _ in range(8)]; print('end')"
+    with subprocess.Popen(command(program, "--workers=3"), stdout=subprocess.PIPE, text=True) as launcher:
+        time.sleep(4)  # More than fits into the pipe to here waits in the launcher meanwhile; its workers have ended.
+        said, _ = launcher.communicate(timeout=LIMIT)
+    assert len(said.splitlines()) == 3 * 9
+
+
 @pytest.mark.parametrize(
     ("end", "code", "said"),
     [

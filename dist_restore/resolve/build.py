@@ -98,11 +98,15 @@ def _problem(target: TargetVariable, choice: Choice, problem: Problem, reason: s
 def _shape_reason(target: TargetVariable, choice: Choice, result: TensorSpec) -> str:
     what = " + ".join(f"{s.name!r} {list(s.spec.shape)}" for s in choice.sources)
     gives = f", which the ops make {list(result.shape)}" if choice.ops else ""
-    fix = "reshape" if result.elements == target.spec.elements else "fit"
-    args = f"shape = {list(target.spec.shape)}" if fix == "reshape" else 'fill = "keep"'
+    fix = '{ fit = { fill = "keep" } }'
+    if result.elements == target.spec.elements:
+        # Which of the two is meant, equal numbers of elements do not tell.
+        fix = f"{{ reshape = {{ shape = {list(target.spec.shape)} }} }}"
+        permuted = sorted(result.shape) == sorted(target.spec.shape)
+        fix = f"a {{ transpose = {{ perm = ... }} }} or {fix}, whichever is meant" if permuted else fix
     return (
         f"expected shape {list(target.spec.shape)}, found {what}{gives}. Declare what to do with a rule whose ops end "
-        f"in {{ {fix} = {{ {args} }} }}."
+        f"in {fix}."
     )
 
 

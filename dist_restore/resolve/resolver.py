@@ -183,7 +183,7 @@ class _Resolution:
             target_fingerprint=self._targets.fingerprint,
             entries=done,
             unused=unused,
-            suggestions=self._suggester.text(done, self._targets, used),
+            suggestions=self._suggester.text(done, self._targets, used, self._decisions.assigned.keys()),
         )
 
     def _mark_unchecked(self, entries: list[PlanEntry]) -> list[PlanEntry]:

@@ -7,22 +7,38 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.entries import PlanEntry, Problem
 from dist_restore.resolve.nearest import likeness, nearest, tokens
+from dist_restore.resolve.patterns import MAX_PATTERN
 from dist_restore.specs import CheckpointIndex, TargetIndex, TensorSpec
 
-_NUMBER = re.compile(r"\d+")
-# Pairs of names compared in one resolution: a bound on the work, far above what people read.
-MAX_PAIRS = 200_000
+_NUMBER = re.compile(r"[0-9]+")
+# Pairs of names compared in one resolution (about a second): a bound on the work, far above what people read.
+MAX_PAIRS = 500_000
 # A proposal must share half of the words, and lead the next best by a tenth; below that it is a comment only.
 MIN_LIKENESS = 0.5
 MIN_LEAD = 0.1
-# Below this likeness a name of equal shape is not even mentioned.
+# Below this likeness a name of equal shape is mentioned only where there is none that is more alike.
 MIN_MENTION = 0.2
+# Comments are for people; rules, which may be pasted, are never left out.
+MAX_COMMENTS = 200
+
+
+_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"  # rules drop it
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Proposal:
+    """One rule: without a source it is `keep`."""
+
+    source: str
+    target: str
+    ops: str = ""
 
 
 class Suggester:
@@ -30,11 +46,28 @@ class Suggester:
 
     def __init__(self, sources: CheckpointIndex) -> None:
         self._sources = {t.name: t for t in sources.tensors if t.slot is None}
-        self._by_shape: dict[tuple[int, ...], list[tuple[str, frozenset[str]]]] = collections.defaultdict(list)
-        for tensor in self._sources.values():
-            self._by_shape[tensor.spec.shape].append((tensor.name, tokens(tensor.name)))
         self._pairs_left = MAX_PAIRS
         self._lead: dict[str, float] = {}
+        self._nothing_alike: set[str] = set()
+
+    @functools.cached_property
+    def _words(self) -> Mapping[str, frozenset[str]]:
+        return {name: tokens(name) for name in self._sources}
+
+    @functools.cached_property
+    def _by_shape(self) -> Mapping[tuple[int, ...], Sequence[str]]:
+        table: dict[tuple[int, ...], list[str]] = collections.defaultdict(list)
+        for name, tensor in self._sources.items():
+            table[tensor.spec.shape].append(name)
+        return table
+
+    @functools.cached_property
+    def _by_word(self) -> Mapping[str, Sequence[str]]:
+        table: dict[str, list[str]] = collections.defaultdict(list)
+        for name, words in self._words.items():
+            for word in words:
+                table[word].append(name)
+        return table
 
     def with_candidates(self, entries: Sequence[PlanEntry], used: Container[str]) -> list[PlanEntry]:
         """The entries, those that nothing fills with their candidates among the sources that are still free."""
@@ -44,48 +77,80 @@ class Suggester:
         ]
 
     def _candidates(self, entry: PlanEntry, used: Container[str], limit: int = 3) -> tuple[str, ...]:
-        """The most alike names of equal shape, best first; without any, the nearest names."""
-        pool = self._by_shape.get(entry.spec.shape, [])[: max(self._pairs_left, 0)]
-        self._pairs_left -= len(pool)
-        pool = [item for item in pool if item[0] not in used]
+        """The most alike names: of equal shape, else of any, else by spelling; best first."""
         words = tokens(entry.target)
-        scored = sorted((-likeness(words, theirs), name) for name, theirs in pool)
-        found = [(-value, name) for value, name in scored[:limit] if -value >= MIN_MENTION]
-        self._lead[entry.target] = _lead(found)
-        if found or self._pairs_left <= 0:
-            return tuple(name for _, name in found)
+        fitting = self._ranked(words, self._by_shape.get(entry.spec.shape, ()), used)
+        self._lead[entry.target] = _lead(fitting or ())
+        named = [pair for pair in fitting or () if pair[0] >= MIN_MENTION]
+        other = None if named else self._ranked(words, self._sharing(words), used, MIN_LIKENESS)
+        found = named or other or fitting
+        if found:
+            return tuple(name for _, name in found[:limit])
+        if fitting is not None and other is not None:
+            self._nothing_alike.add(entry.target)
+        if self._pairs_left < len(self._sources):
+            return ()
         self._pairs_left -= len(self._sources)
         return nearest(entry.target, (n for n in self._sources if n not in used), limit)
 
-    def text(self, entries: Sequence[PlanEntry], targets: TargetIndex, used: Iterable[str]) -> str:
-        """TOML rules for every target that is refused; empty when none is."""
+    def _ranked(
+        self, words: frozenset[str], names: Collection[str], used: Container[str], least: float = 0.0
+    ) -> list[tuple[float, str]] | None:
+        """(likeness, name) of the free names, best first; None when there are more than may be compared."""
+        if len(names) > self._pairs_left:
+            return None
+        self._pairs_left -= len(names)
+        scored = sorted((-likeness(words, self._words[name]), name) for name in names if name not in used)
+        return [(-value, name) for value, name in scored if -value >= least]
+
+    def _sharing(self, words: frozenset[str]) -> Collection[str]:
+        """All names that could share half of the words: they have one of any half of them, such as the rarest."""
+        rare = sorted(words, key=lambda w: (len(self._by_word.get(w, ())), w))[: len(words) // 2 + 1]
+        return {name: None for word in rare for name in self._by_word.get(word, ())}
+
+    def text(
+        self, entries: Sequence[PlanEntry], targets: TargetIndex, used: Container[str], ruled: Container[str]
+    ) -> str:
+        """TOML rules for every target that is refused; empty when none is.
+
+        Args:
+          entries: the plan's, with their candidates.
+          targets: all live variables.
+          used: source names that something uses.
+          ruled: targets that rules decided; another rule for these would only contradict.
+        """
         owners = {v.name for v in targets.variables if v.slot is None}
         refused = [e for e in entries if e.target in owners and e.problem is not Problem.NONE]
-        rules = self._without_rivals([self._rule(e) for e in refused if self._is_clear(e)], set(used))
-        proposed = {target for _, target, _ in rules}
-        texts = [_render(group) for group in _collapse(rules, set(self._sources), owners)]
-        return "\n".join([*texts, *(_render_unclear(e) for e in refused if e.target not in proposed)])
+        found = [p for e in refused if e.target not in ruled and (p := self._propose(e)) and _can_be_written(p)]
+        rules = _without_rivals(found, used)
+        proposed = {p.target for p in rules}
+        texts = [_render(p) for p in _collapse(rules, self._sources, owners)]
+        return "\n".join([*texts, *_comments([e for e in refused if e.target not in proposed])])
 
-    def _is_clear(self, entry: PlanEntry) -> bool:
-        """Whether there is one proposal: a clear candidate, or plainly none."""
-        if entry.problem is Problem.AMBIGUOUS:
-            return False
-        fits = any(self._sources[n].spec.shape == entry.spec.shape for n in entry.candidates if n in self._sources)
-        return entry.problem is not Problem.UNMATCHED or self._lead.get(entry.target, 0.0) > 0 or not fits
-
-    @staticmethod
-    def _without_rivals(rules: Sequence[tuple[str, str, str]], used: set[str]) -> list[tuple[str, str, str]]:
-        """Leaves out sources that are used already or that two proposals want."""
-        wanted = collections.Counter(source for source, _, _ in rules)
-        return [r for r in rules if not r[0] or (wanted[r[0]] == 1 and r[0] not in used)]
-
-    def _rule(self, entry: PlanEntry) -> tuple[str, str, str]:
-        """(source or empty, target, ops as TOML) of one suggestion."""
+    def _propose(self, entry: PlanEntry) -> _Proposal | None:
+        """The one rule to propose: a clear candidate, or plainly none; None where it is not clear."""
         if entry.problem in (Problem.SHAPE, Problem.DTYPE) and len(entry.candidates) == 1:
-            return entry.candidates[0], entry.target, _fixing_ops(entry, self._sources[entry.candidates[0]].spec)
+            ops = _fixing_ops(entry, self._sources[entry.candidates[0]].spec)
+            return _Proposal(entry.candidates[0], entry.target, ops) if ops else None
+        if entry.problem is not Problem.UNMATCHED:
+            return None
         if self._lead.get(entry.target, 0.0) > 0:
-            return entry.candidates[0], entry.target, ""
-        return "", entry.target, ""
+            return _Proposal(entry.candidates[0], entry.target)
+        return _Proposal("", entry.target) if entry.target in self._nothing_alike else None
+
+
+def _without_rivals(proposals: Sequence[_Proposal], used: Container[str]) -> list[_Proposal]:
+    """Leaves out sources that are used already or that two proposals want."""
+    wanted = collections.Counter(p.source for p in proposals)
+    return [p for p in proposals if not p.source or (wanted[p.source] == 1 and p.source not in used)]
+
+
+def _can_be_written(proposal: _Proposal) -> bool:
+    """Whether a rule means these names as they are: no braces, no bytes that are no UTF-8, no absurd length."""
+    return all(
+        name.isprintable() and len(name) <= MAX_PATTERN and not {"{", "}"} & set(name) and not name.endswith(_SUFFIX)
+        for name in (proposal.source, proposal.target)
+    )
 
 
 def _wants_candidates(entry: PlanEntry) -> bool:
@@ -101,57 +166,68 @@ def _lead(found: Sequence[tuple[float, str]]) -> float:
 
 
 def _fixing_ops(entry: PlanEntry, found: TensorSpec) -> str:
+    """The ops that surely are the right ones to propose, else empty."""
     if entry.problem is Problem.DTYPE:
-        return f'{{ cast = {{ dtype = "{entry.spec.dtype}" }} }}'
-    if found.elements == entry.spec.elements:
+        return "" if "string" in (found.dtype, entry.spec.dtype) else f'{{ cast = {{ dtype = "{entry.spec.dtype}" }} }}'
+    if _squeezed(found.shape) == _squeezed(entry.spec.shape):
         return f"{{ reshape = {{ shape = {list(entry.spec.shape)} }} }}"
-    if len(found.shape) == len(entry.spec.shape):
+    # Equal numbers of elements prove nothing: it may be a transpose, or a transpose and a reshape.
+    if len(found.shape) == len(entry.spec.shape) and found.elements != entry.spec.elements:
         return '{ fit = { fill = "keep" } }'
     return ""
 
 
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)
+
+
 def _collapse(
-    rules: Sequence[tuple[str, str, str]], sources: set[str], targets: set[str]
-) -> list[tuple[str, str, str]]:
-    """Replaces suggestions that differ in one block index only by one rule with `{i}`.
+    proposals: Sequence[_Proposal], sources: Iterable[str], targets: Iterable[str]
+) -> list[_Proposal]:
+    """Replaces proposals that differ in one block index only by one rule with `{i}`.
 
     Only where every index that the pattern would match is among them, so that the rule does just the same.
     """
-    families: dict[tuple[str, str, str], list[tuple[str, str, str]]] = collections.defaultdict(list)
-    for rule in rules:
-        families[_family(rule)].append(rule)
+    families: dict[_Proposal, list[_Proposal]] = collections.defaultdict(list)
+    for proposal in proposals:
+        families[_family(proposal)].append(proposal)
+    reach = _reach(sources), _reach(targets)
     result = []
     for pattern, members in families.items():
-        exact = len(members) > 1 and pattern not in members and _same_reach(pattern, members, sources, targets)
-        result += [pattern] if exact else members
-    return sorted(result, key=lambda r: r[1])
+        names = {m.source or m.target for m in members}
+        side = reach[0].get(pattern.source) if pattern.source else reach[1].get(pattern.target)
+        result += [pattern] if len(members) > 1 and names == side else members
+    return sorted(result, key=lambda p: p.target)
 
 
-def _family(rule: tuple[str, str, str]) -> tuple[str, str, str]:
-    source, target, ops = rule
-    if "{" in source + target:
-        return rule
-    theirs, ours = _NUMBER.search(source), _NUMBER.search(target)
-    if source and (theirs is None or ours is None or theirs.group() != ours.group()):
-        return rule
-    return _NUMBER.sub("{i}", source, count=1), _NUMBER.sub("{i}", target, count=1), ops
+def _reach(names: Iterable[str]) -> dict[str, set[str]]:
+    """Pattern -> the names that it matches."""
+    table: dict[str, set[str]] = collections.defaultdict(set)
+    for name in names:
+        table[_NUMBER.sub("{i}", name, count=1)].add(name)
+    return table
 
 
-def _same_reach(
-    pattern: tuple[str, str, str], members: Sequence[tuple[str, str, str]], sources: set[str], targets: set[str]
-) -> bool:
-    side, names = (pattern[0], sources) if pattern[0] else (pattern[1], targets)
-    head, _, tail = side.partition("{i}")
-    reach = {n for n in names if n.startswith(head) and n.endswith(tail) and n[len(head) : len(n) - len(tail)].isdigit()}
-    return reach == {m[0] if pattern[0] else m[1] for m in members}
+def _family(proposal: _Proposal) -> _Proposal:
+    theirs, ours = _NUMBER.search(proposal.source), _NUMBER.search(proposal.target)
+    if proposal.source and (theirs is None or ours is None or theirs.group() != ours.group()):
+        return proposal
+    source, target = (_NUMBER.sub("{i}", name, count=1) for name in (proposal.source, proposal.target))
+    return _Proposal(source, target, proposal.ops)
 
 
-def _render(rule: tuple[str, str, str]) -> str:
-    source, target, ops = rule
-    if not source:
-        return f"[[rule]]  # nothing in the checkpoint fits: it keeps its present value\nkeep = {_quote(target)}\n"
-    tail = f"ops = [{ops}]\n" if ops else ""
-    return f"[[rule]]\nfrom = {_quote(source)}\nto = {_quote(target)}\n{tail}"
+def _render(proposal: _Proposal) -> str:
+    if not proposal.source:
+        keep = f"keep = {_quote(proposal.target)}\n"
+        return f"[[rule]]  # nothing in the checkpoint fits: it keeps its present value\n{keep}"
+    tail = f"ops = [{proposal.ops}]\n" if proposal.ops else ""
+    return f"[[rule]]\nfrom = {_quote(proposal.source)}\nto = {_quote(proposal.target)}\n{tail}"
+
+
+def _comments(entries: Sequence[PlanEntry]) -> Iterator[str]:
+    yield from (_render_unclear(e) for e in entries[:MAX_COMMENTS])
+    if len(entries) > MAX_COMMENTS:
+        yield f"# ... and {len(entries) - MAX_COMMENTS} more that are not clear\n"
 
 
 def _render_unclear(entry: PlanEntry) -> str:
@@ -162,5 +238,5 @@ def _render_unclear(entry: PlanEntry) -> str:
 
 
 def _quote(name: str) -> str:
-    # JSON's string escapes are also TOML's; surrogates are not, and such names cannot be written in TOML at all.
+    # JSON's string escapes are also TOML's; surrogates are not, and such names stand in comments only.
     return json.dumps(name.encode("utf-8", "replace").decode("utf-8"), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -78,7 +78,7 @@ def in_process(case: Case) -> Measurement:
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, str(HERE / "cases.py"), json.dumps(case)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{label(case)} failed:\n{done.stderr[-4000:]}")
     measurement: Measurement = json.loads(done.stdout.strip().splitlines()[-1])
