@@ -77,6 +77,10 @@ def _advice(plan: RestorePlan) -> str:
     more = "\n  ... (all in plan.suggestions)" if len(shown) < len(rules) else ""
     text = "\n".join(f"  {escape_text(line)}".rstrip() for line in shown).rstrip()
     ready = any(line.startswith("[[rule]]") for line in shown)
-    title = "Rules that would fix it, for your rule file:" if ready else "For your rule file, once it is clear what is meant:"
+    title = (
+        "Rules that would fix it, for your rule file:"
+        if ready
+        else "For your rule file, once it is clear what is meant:"
+    )
     keep = 'To let what nothing fills keep its present value, write keep rules or pass unmatched="keep".'
     return f"{title}\n{text}{more}\n{keep}" if plan.suggestions else keep

@@ -1,10 +1,10 @@
 """Tiny checkpoints and programs, written as short text: one line is one tensor.
 
-    model/dense/kernel 4x4                       a name and a shape; `-` is a scalar; float32 unless said
-    step - int64 kind:positional                 a name that nobody chose
-    model/a/w 2 flat:net_a_w pos:opt/tv/0        aliases by kind: sem, flat, cnt, pos
-    momentum@model/dense/kernel                  a slot: role and owner; of the owner's shape unless said
-    momentum@model/dense/kernel opt:opt_b        a slot of another optimizer than `optimizer`
+model/dense/kernel 4x4                       a name and a shape; `-` is a scalar; float32 unless said
+step - int64 kind:positional                 a name that nobody chose
+model/a/w 2 flat:net_a_w pos:opt/tv/0        aliases by kind: sem, flat, cnt, pos
+momentum@model/dense/kernel                  a slot: role and owner; of the owner's shape unless said
+momentum@model/dense/kernel opt:opt_b        a slot of another optimizer than `optimizer`
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dist_restore.entries import PlanEntry
 from dist_restore.naming import Leaf, Node, slot_name
 from dist_restore.plan import RestorePlan
 from dist_restore.resolve.resolver import Options, resolve
-from dist_restore.resolve.rules import RulesLike, RuleSet
+from dist_restore.resolve.rules import RuleSet, RulesLike
 from dist_restore.specs import (
     Alias,
     AliasKind,
@@ -90,7 +90,8 @@ def _optimizers(found: Iterable[Line], families: Families) -> tuple[OptimizerInf
 def checkpoint(text: str, families: Families | None = None) -> CheckpointIndex:
     found = lines(text)
     tensors = [
-        SourceTensor(x.name, x.spec, x.aliases, x.kind, x.slot, f"key/{x.name}", x.name == "save_counter") for x in found
+        SourceTensor(x.name, x.spec, x.aliases, x.kind, x.slot, f"key/{x.name}", x.name == "save_counter")
+        for x in found
     ]
     tensors.sort(key=lambda t: t.name)
     return CheckpointIndex("ckpt-1", "tf2", tuple(tensors), _optimizers(found, families or {}))

@@ -6,11 +6,11 @@ import threading
 import tracemalloc
 from pathlib import Path
 
-import bundle_fixtures as fx
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import bundle_fixtures as fx
 from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError, RestoreError, UnsupportedFormatError
 from dist_restore.sources.bundle import Bundle
 from dist_restore.specs import Box, TensorSpec

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import bundle_fixtures as fx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import bundle_fixtures as fx
 from dist_restore.sources import regions
 from dist_restore.sources.bundle import Bundle
 from dist_restore.specs import Box

@@ -8,13 +8,13 @@ import struct
 import tracemalloc
 from pathlib import Path
 
-import bundle_fixtures as fx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
+import bundle_fixtures as fx
 from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError, RestoreError, UnsupportedFormatError
 from dist_restore.sources.bundle import Bundle
 from dist_restore.sources.table import CompressedTableError, read_table

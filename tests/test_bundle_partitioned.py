@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import bundle_fixtures as fx
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
+import bundle_fixtures as fx
 from dist_restore.errors import CheckpointCorruptError, RestoreError
 from dist_restore.sources.bundle import Bundle, SliceEntry
 from dist_restore.sources.ordered_code import slice_key

@@ -34,7 +34,7 @@ FILLED_BY_NAMES = {
     "d06a_block_inserted_named": 210,
     "d06b_block_inserted_index_shifts": 6,
     "d10a_synonyms": 0,
-    "d10b_synonyms_adam": 1,
+    "d10b_synonyms_adam": 0,
 }
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import bundle_fixtures as fx
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import bundle_fixtures as fx
 from dist_restore.errors import CheckpointNotFoundError, UnsupportedFormatError
 from dist_restore.sources.locate import complete_prefixes, resolve_prefix
 

@@ -102,7 +102,9 @@ def test_a_private_attribute_that_gets_a_public_neighbour_is_a_conflict() -> Non
 
 def test_hostile_names_decide_nothing() -> None:
     """Evidence is no text to be searched: a name may say `root` or `slots carry`."""
-    done = plan("model/a/w 4 sem:root/slots carry/w".replace(" carry", "_carry"), "model/a/w 4\nx/w 4 sem:root/slots_carry/w")
+    done = plan(
+        "model/a/w 4 sem:root/slots carry/w".replace(" carry", "_carry"), "model/a/w 4\nx/w 4 sem:root/slots_carry/w"
+    )
     assert problems(done) == {"model/a/w": "ambiguous", "x/w": "ambiguous"}
 
 
@@ -169,7 +171,9 @@ def test_a_root_that_fits_as_it_is_stays() -> None:
 
 def test_a_root_of_which_a_rule_speaks_goes_with_no_other() -> None:
     rules = '[[rule]]\nfrom = "student/a/{rest}"\nto = "model/a/{rest}"'
-    done = plan("student/a/w 4\nstudent/b/w 4\nteacher/b/w 4\nteacher/c/w 4", "model/a/w 4\nmodel/b/w 4\nmodel/c/w 4", rules)
+    done = plan(
+        "student/a/w 4\nstudent/b/w 4\nteacher/b/w 4\nteacher/c/w 4", "model/a/w 4\nmodel/b/w 4\nmodel/c/w 4", rules
+    )
     assert filled(done) == {"model/a/w": "student/a/w", "model/b/w": "student/b/w"}
 
 
@@ -313,7 +317,9 @@ def place(name: str, index: int, words: str = "") -> str:
 
 
 def test_flattened_names_that_slots_carry_match() -> None:
-    done = plan(f"{nameless(0, 'net_a_w')}\n{nameless(1, 'net_b_w')}", "model/b/w 4 flat:net_b_w\nmodel/a/w 4 flat:net_a_w")
+    done = plan(
+        f"{nameless(0, 'net_a_w')}\n{nameless(1, 'net_b_w')}", "model/b/w 4 flat:net_b_w\nmodel/a/w 4 flat:net_a_w"
+    )
     assert filled(done) == {
         "model/a/w": "optimizer/trainable_variables/0",
         "model/b/w": "optimizer/trainable_variables/1",
@@ -404,7 +410,9 @@ def test_hostile_places_are_no_places(index: str) -> None:
     assert filled(by_place(source, place("m/a", 0))) == {}
 
 
-STATE = "model/w 4 pos:optimizer/trainable_variables/0\noptimizer/variables/0 4 kind:positional\noptimizer/variables/1 2 kind:positional"
+STATE = """model/w 4 pos:optimizer/trainable_variables/0
+optimizer/variables/0 4 kind:positional
+optimizer/variables/1 2 kind:positional"""
 
 
 def test_state_without_names_matches_by_its_place_in_an_optimizer_of_the_same_class() -> None:

@@ -124,8 +124,27 @@ def test_arithmetic_takes_several_captures() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a/{", "a/}", "a/{i", "a/i}", "{{i}}", "a/{i}}", "{}", "{ }", "{i+}", "{+i}", "{i j}", "{i/2}", "{i**2}", "{(i)}"]
-    + ["{i//0}", "{-1}", "{i%2}", "{1.5}", "{٣}"],
+    [
+        "a/{",
+        "a/}",
+        "a/{i",
+        "a/i}",
+        "{{i}}",
+        "a/{i}}",
+        "{}",
+        "{ }",
+        "{i+}",
+        "{+i}",
+        "{i j}",
+        "{i/2}",
+        "{i**2}",
+        "{(i)}",
+        "{i//0}",
+        "{-1}",
+        "{i%2}",
+        "{1.5}",
+        "{٣}",
+    ],
 )
 def test_what_is_no_pattern_is_refused_before_any_name_is_seen(text: str) -> None:
     with pytest.raises(RuleError):

@@ -157,7 +157,10 @@ def example(kind: str) -> RestorePlan:
     if kind == "ambiguous":
         blocks = [f"m/blocks/{i}/w 4" for i in range(3)]
         return plan("\n".join(blocks[:2]), "\n".join(blocks))
-    return plan("m/dense/kernel 4x4\nm/block_0_mlp/w 2\nm/block_1_mlp/w 2", "m/fc/dense/kernel 4x4\nm/block_0/mlp/w 2\nm/block_1/mlp/w 2\nm/dense_b/kernel 3x3\nm/lora 9")
+    return plan(
+        "m/dense/kernel 4x4\nm/block_0_mlp/w 2\nm/block_1_mlp/w 2",
+        "m/fc/dense/kernel 4x4\nm/block_0/mlp/w 2\nm/block_1/mlp/w 2\nm/dense_b/kernel 3x3\nm/lora 9",
+    )
 
 
 @pytest.mark.parametrize(

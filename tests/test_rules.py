@@ -119,7 +119,7 @@ def test_stack_and_unstack_are_read_and_bound() -> None:
 
 
 def test_one_source_fans_out_to_several_targets() -> None:
-    done = plan("m/{0} 4".format("w"), "m/a 4\nm/b 4", '[[rule]]\nfrom = "m/w"\nto = ["m/a", "m/b"]')
+    done = plan("m/{} 4".format("w"), "m/a 4\nm/b 4", '[[rule]]\nfrom = "m/w"\nto = ["m/a", "m/b"]')
     assert filled(done) == {"m/a": "m/w", "m/b": "m/w"}
 
 

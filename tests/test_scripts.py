@@ -102,7 +102,11 @@ def test_the_demo_leaves_a_directory_alone_that_is_not_its_own(tmp_path: pathlib
     assert (tmp_path / "thesis.tex").exists()
 
 
-@pytest.mark.parametrize("path", sorted(p for d in ("rules", "examples") for p in (ROOT / "configs" / d).glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for d in ("rules", "examples") for p in (ROOT / "configs" / d).glob("*.toml")),
+    ids=lambda path: path.name,
+)
 def test_every_rule_file_is_one(path: pathlib.Path) -> None:
     assert tomllib.loads(path.read_text())["rule"]
     dr.RuleSet.load(path)

@@ -101,7 +101,9 @@ def test_what_a_rule_decided_gets_no_second_rule() -> None:
     assert tomllib.loads(done.suggestions) == {}
 
 
-@pytest.mark.parametrize("name", ["m/{i}/dense/kernel", "m/\udcff/dense/kernel", "m/dense\0/kernel", "m/dense" + "x" * 3000])
+@pytest.mark.parametrize(
+    "name", ["m/{i}/dense/kernel", "m/\udcff/dense/kernel", "m/dense\0/kernel", "m/dense" + "x" * 3000]
+)
 def test_names_that_no_rule_can_mean_are_comments(name: str) -> None:
     done = plan(f"{name} 4", "m/dense/kernel 4 sem:zz")
     assert tomllib.loads(done.suggestions) == {}
@@ -154,8 +156,12 @@ def test_suggestions_can_be_pasted_and_settle_what_they_speak_of(
 
 
 def test_pasting_all_of_a_renamed_model_restores_it() -> None:
-    source = "\n".join(f"m/block_{i}_{n} 4x{k}" for i in range(3) for k, n in enumerate(("attn/kernel", "mlp/kernel"), 2))
-    target = "\n".join(f"m/block_{i}/{n} 4x{k}" for i in range(3) for k, n in enumerate(("attn/kernel", "mlp/kernel"), 2))
+    source = "\n".join(
+        f"m/block_{i}_{n} 4x{k}" for i in range(3) for k, n in enumerate(("attn/kernel", "mlp/kernel"), 2)
+    )
+    target = "\n".join(
+        f"m/block_{i}/{n} 4x{k}" for i in range(3) for k, n in enumerate(("attn/kernel", "mlp/kernel"), 2)
+    )
     done = plan(source, target, RuleSet.from_toml(plan(source, target).suggestions))
     assert set(statuses(done).values()) == {"renamed"}
 

@@ -113,7 +113,9 @@ class _Application:
 
     def _drop(self) -> bool:
         pattern = compile_pattern(self._rule.drop, regex=self._rule.regex)
-        found = [t.name for t, _ in _matches(pattern, self._sources, self._decisions.used) if self._may_drop(t, pattern)]
+        found = [
+            t.name for t, _ in _matches(pattern, self._sources, self._decisions.used) if self._may_drop(t, pattern)
+        ]
         self._decisions.dropped.update(dict.fromkeys(found, self._index))
         return bool(found)
 
@@ -228,9 +230,7 @@ class _Application:
         return False
 
 
-def _matches(
-    pattern: Pattern, table: NameTable[Named], taken: Container[str] = ()
-) -> Iterator[tuple[Named, Captures]]:
+def _matches(pattern: Pattern, table: NameTable[Named], taken: Container[str] = ()) -> Iterator[tuple[Named, Captures]]:
     """Each item once, with the captures of the first of its names that matches; a pattern passes over `taken`."""
     if pattern.literal:
         item = table.get(pattern.text)
@@ -238,8 +238,8 @@ def _matches(
             yield item, {}
         return
     seen: set[str] = set()
-    for name, item in table.names:
-        if name.startswith(pattern.prefix) and item.name not in taken and item.name not in seen:
+    for name, item in table.starting_with(pattern.prefix):
+        if item.name not in taken and item.name not in seen:
             captures = pattern.match(name)
             if captures is not None:
                 seen.add(item.name)

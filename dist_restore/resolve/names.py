@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import collections
+import bisect
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from dist_restore.errors import RuleError
@@ -43,14 +43,14 @@ class NameTable(Generic[Named]):
         self._canonical: Mapping[str, Named] = {item.name: item for item in items}
 
     @functools.cached_property
-    def _aliases(self) -> Mapping[str, Sequence[tuple[Named, AliasKind]]]:
+    def _aliases(self) -> Mapping[str, Sequence[Named]]:
         """Alias -> the items that have it; a name that is somebody's canonical one is nobody's alias."""
-        table: dict[str, list[tuple[Named, AliasKind]]] = collections.defaultdict(list)
+        table: dict[str, tuple[Named, ...]] = {}
         for item in self.items:
             for alias in item.aliases:
                 if alias.name not in self._canonical:
-                    table[alias.name].append((item, alias.kind))
-        return dict(table)
+                    table[alias.name] = (*table.get(alias.name, ()), item)
+        return table
 
     def get(self, name: str) -> Named | None:
         """The item of this name, or None.
@@ -65,22 +65,28 @@ class NameTable(Generic[Named]):
         if len(found) > 1:
             raise RuleError(
                 f"{name!r} is a name of {len(found)} tensors of {self.side}: "
-                f"{', '.join(repr(i.name) for i, _ in found[:5])}. Use the full name of the one that you mean."
+                f"{', '.join(repr(i.name) for i in found[:5])}. Use the full name of the one that you mean."
             )
-        return found[0][0] if found else None
+        return found[0] if found else None
 
-    @functools.cached_property
-    def names(self) -> Sequence[tuple[str, Named]]:
-        """Canonical names and the semantic aliases: what a pattern with captures may match.
+    def starting_with(self, prefix: str) -> Iterator[tuple[str, Named]]:
+        """What a pattern with captures may match: canonical names, then the semantic aliases.
 
         Positional names are left out: `optimizer/{rest}` would otherwise match most of a Keras 3 model, whose
         variables are also `optimizer/trainable_variables/N`.
         """
-        named = [(item.name, item) for item in self.items]
-        for name, found in self._aliases.items():
-            if len(found) == 1 and found[0][1] in _MATCHED:
-                named.append((name, found[0][0]))
-        return named
+        for names, items in self._sorted:
+            first = bisect.bisect_left(names, prefix)
+            for position in range(first, len(names)):
+                if not names[position].startswith(prefix):
+                    break
+                yield names[position], items[position]
+
+    @functools.cached_property
+    def _sorted(self) -> tuple[tuple[Sequence[str], Sequence[Named]], ...]:
+        aliases = own_names(self.items, _MATCHED)
+        tables = self._canonical, {n: item for n, item in aliases.items() if n not in self._canonical}
+        return tuple((sorted(table), [table[n] for n in sorted(table)]) for table in tables)
 
     def all_names(self) -> Iterable[str]:
         """Canonical names, for the nearest ones in messages."""
@@ -95,7 +101,7 @@ def own_names(items: Iterable[Named], kinds: Sequence[AliasKind]) -> dict[str, N
     shared: set[str] = set()
     for item in items:
         for alias in item.aliases:
-            if alias.kind in kinds and alias.name not in canonical:
-                if table.setdefault(alias.name, item) is not item:
-                    shared.add(alias.name)
+            known = alias.kind in kinds and alias.name not in canonical
+            if known and table.setdefault(alias.name, item) is not item:
+                shared.add(alias.name)
     return {name: item for name, item in table.items() if name not in shared}

@@ -17,9 +17,7 @@ MAX_COMPARED = 300
 def nearest(name: str, candidates: Iterable[str], limit: int = 3) -> tuple[str, ...]:
     """The most similar candidates, best first, ties by name."""
     pool = sorted(set(candidates))
-    found = process.extract(
-        name, pool, scorer=fuzz.ratio, processor=_shorten, limit=limit, score_cutoff=MIN_SCORE
-    )
+    found = process.extract(name, pool, scorer=fuzz.ratio, processor=_shorten, limit=limit, score_cutoff=MIN_SCORE)
     return tuple(choice for choice, _, _ in found)
 
 

@@ -115,7 +115,7 @@ def compile_pattern(text: str, *, regex: bool = False) -> Pattern:
 
 
 def compile_template(text: str, *, regex: bool = False) -> Pattern:
-    """Compiles a side that is only filled in: with `regex`, `\\1` and `\\g<name>` stand for the groups."""
+    r"""Compiles a side that is only filled in: with `regex`, `\1` and `\g<name>` stand for the groups."""
     if not regex:
         return compile_pattern(text)
     return Pattern(text, True, "", (), (), False, None)

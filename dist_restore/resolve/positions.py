@@ -7,8 +7,10 @@ shapes, and no name anywhere that disagrees.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic
 
 from dist_restore.resolve.families import template_of_flat
 from dist_restore.resolve.matching import Conflict, Match, Outcome
@@ -35,38 +37,51 @@ def match_positions(
     Returns:
       Outcomes for some of the free targets.
     """
+    if not free:
+        return {}
     result: dict[str, Outcome] = {}
-    for mine, other in _pairs(targets, sources):
-        ours, theirs = _sequence(targets.variables, mine, _OWNERS), _sequence(sources.tensors, other, _OWNERS)
-        result.update(_match_owners(ours, theirs, found, free))
-        if _all_agree(ours, theirs, {**found, **result}) and _same_class(mine, other):
-            state = _sequence(targets.variables, mine, _STATE), _sequence(sources.tensors, other, _STATE)
-            result.update(_match_state(*state, free))
+    for mine, other in _pairs(
+        _lists(targets.variables, targets.optimizers), _lists(sources.tensors, sources.optimizers)
+    ):
+        result.update(_match_owners(mine.owners, other.owners, found, free))
+        agree = _all_agree(mine.owners, other.owners, {**found, **result})
+        if agree and _same_class(mine.optimizer, other.optimizer):
+            result.update(_match_state(mine.state, other.state, free))
     return result
 
 
-def _pairs(targets: TargetIndex, sources: CheckpointIndex) -> list[tuple[OptimizerInfo, OptimizerInfo]]:
-    ours = {o.name: o for o in targets.optimizers if _sequence(targets.variables, o, _OWNERS)}
-    theirs = {o.name: o for o in sources.optimizers if _sequence(sources.tensors, o, _OWNERS)}
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Lists(Generic[Named]):
+    """An optimizer's two lists, by index: the variables that it trains, and all of its own."""
+
+    optimizer: OptimizerInfo
+    owners: dict[int, Named] = dataclasses.field(default_factory=dict)
+    state: dict[int, Named] = dataclasses.field(default_factory=dict)
+
+
+def _lists(items: Iterable[Named], optimizers: Iterable[OptimizerInfo]) -> dict[str, _Lists[Named]]:
+    """Optimizer's name -> its lists, for those that train something."""
+    found = {o.name: _Lists[Named](o) for o in optimizers}
+    places = {_below(name, _OWNERS): lists.owners for name, lists in found.items()}
+    places.update((_below(name, _STATE), lists.state) for name, lists in found.items())
+    for item in items:
+        for name in (item.name, *(a.name for a in item.aliases if a.kind is AliasKind.POSITIONAL)):
+            head, _, index = name.rpartition("/")
+            if head in places and _INDEX.match(index):
+                places[head][int(index)] = item
+    return {name: lists for name, lists in found.items() if lists.owners}
+
+
+def _below(optimizer: str, edge: str) -> str:
+    return f"{optimizer}/{edge}" if optimizer else edge
+
+
+def _pairs(
+    ours: Mapping[str, _Lists[TargetVariable]], theirs: Mapping[str, _Lists[SourceTensor]]
+) -> list[tuple[_Lists[TargetVariable], _Lists[SourceTensor]]]:
     if len(ours) == 1 and len(theirs) == 1:
         return [*zip(ours.values(), theirs.values(), strict=True)]
     return [(ours[name], theirs[name]) for name in sorted(ours.keys() & theirs.keys())]
-
-
-def _sequence(items: Iterable[Named], optimizer: OptimizerInfo, edge: str) -> dict[int, Named]:
-    """The members of one of an optimizer's lists, by index."""
-    prefix = f"{optimizer.name}/{edge}/" if optimizer.name else f"{edge}/"
-    found: dict[int, Named] = {}
-    for item in items:
-        for name in _positional_names(item):
-            if name.startswith(prefix) and _INDEX.match(name, len(prefix)):
-                found[int(name[len(prefix) :])] = item
-    return found
-
-
-def _positional_names(item: TargetVariable | SourceTensor) -> Iterator[str]:
-    yield item.name
-    yield from (a.name for a in item.aliases if a.kind is AliasKind.POSITIONAL)
 
 
 def _match_owners(ours: Ours, theirs: Theirs, found: Mapping[str, Outcome], free: frozenset[str]) -> dict[str, Outcome]:

@@ -124,9 +124,7 @@ class _Resolution:
         if outcome is not None:
             names = tuple(t.name for t in outcome.candidates)
             reason = f"{outcome.reason}."
-            return unfilled(
-                variable, Status.AMBIGUOUS, reason, problem=Problem.AMBIGUOUS, candidates=names[:8]
-            )
+            return unfilled(variable, Status.AMBIGUOUS, reason, problem=Problem.AMBIGUOUS, candidates=names[:8])
         if variable.keep_reason:
             return unfilled(variable, Status.KEPT, variable.keep_reason, evidence="not in any checkpoint")
         return unfilled(variable, Status.UNMATCHED, self._why_unmatched(variable), problem=Problem.UNMATCHED)
@@ -141,9 +139,7 @@ class _Resolution:
         return "the checkpoint has no tensor of this name."
 
     def _slots(self, owners: Mapping[str, Owner]) -> list[PlanEntry]:
-        resolver = SlotResolver(
-            self._sources, self._targets, self._slot_roles(), frozenset(self._decisions.dropped)
-        )
+        resolver = SlotResolver(self._sources, self._targets, self._slot_roles(), frozenset(self._decisions.dropped))
         return [self._slot(v, owners, resolver) for v in self._targets.variables if v.slot is not None]
 
     def _slot(self, variable: TargetVariable, owners: Mapping[str, Owner], resolver: SlotResolver) -> PlanEntry:
@@ -188,6 +184,8 @@ class _Resolution:
 
     def _mark_unchecked(self, entries: list[PlanEntry]) -> list[PlanEntry]:
         partial = frozenset() if self._options.verify_slices else partially_read(entries)
+        if not partial:
+            return entries
         return [
             dataclasses.replace(e, unchecked=tuple(n for n in e.sources if n in partial)) if e.sources else e
             for e in entries
@@ -211,11 +209,15 @@ def partially_read(entries: Iterable[PlanEntry]) -> frozenset[str]:
     """Source names of which less than half is needed by all entries together."""
     needed: dict[str, int] = {}
     specs: dict[str, TensorSpec] = {}
+    whole: set[str] = set()
     for entry in entries:
-        if entry.filled:
+        if entry.filled and not entry.ops:
+            whole.update(entry.sources)
+        elif entry.filled:
             for name, spec, box in zip(
                 entry.sources, entry.source_specs, source_boxes(entry.ops, entry.source_specs), strict=True
             ):
                 specs[name] = spec
                 needed[name] = needed.get(name, 0) + (box.elements if box is not None else 0)
-    return frozenset(n for n, count in needed.items() if count < UNCHECKED_SHARE * specs[n].elements)
+    short = (n for n, count in needed.items() if count < UNCHECKED_SHARE * specs[n].elements)
+    return frozenset(short) - whole

@@ -134,7 +134,7 @@ class RuleSet:
             if len(rules) == len(value):
                 return RuleSet(rules)
         raise RuleError(
-            f"Rules are a path of a TOML file, a RuleSet, a list of Rule or a dict of names; not {type(value).__name__}."
+            f"Rules are a path of a TOML file, a RuleSet, a list of Rule or a dict; not {type(value).__name__}."
         )
 
     @staticmethod

@@ -127,9 +127,7 @@ class SlotResolver:
         evidence = f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"
         return build_entry(target, dataclasses.replace(owner, sources=tensors, ops=ops, evidence=evidence))
 
-    def _build_odd_shaped(
-        self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...]
-    ) -> PlanEntry:
+    def _build_odd_shaped(self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...]) -> PlanEntry:
         """Slots of another shape than their owner (Adafactor's rows and columns) follow a rename only."""
         slot = target.slot
         assert slot is not None

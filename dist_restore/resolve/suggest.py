@@ -72,8 +72,7 @@ class Suggester:
     def with_candidates(self, entries: Sequence[PlanEntry], used: Container[str]) -> list[PlanEntry]:
         """The entries, those that nothing fills with their candidates among the sources that are still free."""
         return [
-            dataclasses.replace(e, candidates=self._candidates(e, used)) if _wants_candidates(e) else e
-            for e in entries
+            dataclasses.replace(e, candidates=self._candidates(e, used)) if _wants_candidates(e) else e for e in entries
         ]
 
     def _candidates(self, entry: PlanEntry, used: Container[str], limit: int = 3) -> tuple[str, ...]:
@@ -181,9 +180,7 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
 
 
-def _collapse(
-    proposals: Sequence[_Proposal], sources: Iterable[str], targets: Iterable[str]
-) -> list[_Proposal]:
+def _collapse(proposals: Sequence[_Proposal], sources: Iterable[str], targets: Iterable[str]) -> list[_Proposal]:
     """Replaces proposals that differ in one block index only by one rule with `{i}`.
 
     Only where every index that the pattern would match is among them, so that the rule does just the same.

@@ -61,8 +61,8 @@ def check_lossless(array: Array, dtype: str, name: str) -> None:
 def _lossy(value: Array, index: tuple[int, ...], source: str, dtype: str, name: str) -> DtypeMismatchError:
     becomes = cast_values(value, dtype)
     message = (
-        f"{name}: cast from {source} to {dtype} loses values: expected {value.flat[0].item()!r} at index {list(index)}, "
-        f"and it would become {becomes.flat[0].item()!r}. To allow this, write "
+        f"{name}: cast from {source} to {dtype} loses values: expected {value.flat[0].item()!r} at index "
+        f"{list(index)}, and it would become {becomes.flat[0].item()!r}. To allow this, write "
         f'{{ cast = {{ dtype = "{dtype}", lossy = true }} }}; or give the target dtype {source}.'
     )
     return DtypeMismatchError(message, names=(name,))
