@@ -25,7 +25,7 @@ from dist_restore.sources.base import Source
 from dist_restore.transforms import Live
 
 DEFAULT_BUDGET = 256 << 20
-# More in flight makes nothing faster on the machines measured, and takes memory that caches could use.
+# Enough for several pieces per thread; that more in flight would be no faster is a guess that nobody has measured.
 _USEFUL = 64 << 20
 
 

@@ -13,7 +13,7 @@ from dist_restore.errors import (
     UnmatchedError,
 )
 from dist_restore.plan import RestorePlan
-from dist_restore.tables import escape_text
+from dist_restore.tables import escape_text, shorten
 
 _ERRORS: tuple[tuple[Problem, type[RestoreError], str], ...] = (
     (Problem.SHAPE, ShapeMismatchError, "have a source of another shape"),
@@ -24,6 +24,8 @@ _ERRORS: tuple[tuple[Problem, type[RestoreError], str], ...] = (
 # Lines per kind of problem; the plan has them all.
 MAX_LISTED = 20
 MAX_SUGGESTED = 40
+# Characters of one name, reason or line; longer ones are cut in the middle.
+MAX_SHOWN = 800
 
 
 def refuse_problems(plan: RestorePlan) -> None:
@@ -64,9 +66,14 @@ def _section(entries: Sequence[PlanEntry], text: str) -> str:
 
 
 def _line(entry: PlanEntry) -> str:
-    near = ", ".join(escape_text(c) for c in entry.candidates[:3])
+    near = ", ".join(_short(c) for c in entry.candidates[:3])
     tail = f" Candidates: {near}." if near else ""
-    return f"  {escape_text(entry.target)} {entry.spec}: {escape_text(entry.reason)}{tail}"
+    return f"  {_short(entry.target)} {entry.spec}: {_short(entry.reason)}{tail}"
+
+
+def _short(text: str) -> str:
+    """Escaped, and of bounded length: names may be hostile, and a message is read by people."""
+    return shorten(escape_text(text), MAX_SHOWN)
 
 
 def _advice(plan: RestorePlan) -> str:
@@ -75,7 +82,7 @@ def _advice(plan: RestorePlan) -> str:
     while len(shown) < len(rules) and shown and shown[-1]:
         shown.pop()  # no half rule
     more = "\n  ... (all in plan.suggestions)" if len(shown) < len(rules) else ""
-    text = "\n".join(f"  {escape_text(line)}".rstrip() for line in shown).rstrip()
+    text = "\n".join(f"  {_short(line)}".rstrip() for line in shown).rstrip()
     ready = any(line.startswith("[[rule]]") for line in shown)
     title = (
         "Rules that would fix it, for your rule file:"

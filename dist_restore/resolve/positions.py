@@ -61,7 +61,7 @@ class _Lists(Generic[Named]):
 
 def _lists(items: Iterable[Named], optimizers: Iterable[OptimizerInfo]) -> dict[str, _Lists[Named]]:
     """Optimizer's name -> its lists, for those that train something."""
-    found = {o.name: _Lists[Named](o) for o in optimizers}
+    found: dict[str, _Lists[Named]] = {o.name: _Lists(o) for o in optimizers}
     places = {_below(name, _OWNERS): lists.owners for name, lists in found.items()}
     places.update((_below(name, _STATE), lists.state) for name, lists in found.items())
     for item in items:

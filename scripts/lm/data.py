@@ -94,8 +94,6 @@ def batches(
 
 def _options() -> tf.data.Options:
     options = tf.data.Options()
-    # There are no files to share out between workers: each takes its part of every batch.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     # There is nothing to tune, and the tuner's thread may sleep for a minute before an iterator can be deleted.
     options.autotune.enabled = False
     return options
