@@ -16,6 +16,7 @@ from dist_restore.assign import Assigner
 from dist_restore.config import Matching, Reads, RestoreConfig, Unmatched, Verify, choice
 from dist_restore.distribute.communicator import communicator_for
 from dist_restore.distribute.schedule import Unit, make_units
+from dist_restore.entries import PlanEntry
 from dist_restore.errors import PlanMismatchError, RestoreError, UnsupportedFormatError
 from dist_restore.execute import Assigned, assign_units, check_sources, verify_replicas
 from dist_restore.plan import RestorePlan
@@ -28,6 +29,7 @@ from dist_restore.resolve.rules import RuleSet, RulesLike
 from dist_restore.sources.base import Source
 from dist_restore.sources.open import open_checkpoint, resolve_path
 from dist_restore.targets import Restorable, Targets, find_targets
+from dist_restore.transforms import infer
 
 Result = TypeVar("Result")
 PathLike = str | os.PathLike[str] | Mapping[str, str]
@@ -222,9 +224,28 @@ class _Session:
                 f"The plan {plan.digest[:12]} was made for {plan.checkpoint!r}, whose tensors are not those of "
                 f"{source.index().path!r}. Make it again with restorer.plan(path)."
             )
+        self._refuse_forged(plan, source)
         refuse_problems(plan)
         if self._config.log_dir:
             tf.io.gfile.makedirs(self._config.log_dir)
+
+    def _refuse_forged(self, plan: RestorePlan, source: Source) -> None:
+        """A plan may have been edited, and its digest made anew: its entries must fit both sides all the same."""
+        targets = {v.name: v.spec for v in self._targets.index.variables}
+        tensors = {t.name: t.spec for t in source.index().tensors}
+        if [e.target for e in plan.entries] != sorted(targets):
+            raise PlanMismatchError(
+                f"The plan {plan.digest[:12]} does not have one entry for each variable. Make it again."
+            )
+        for entry in plan.entries:
+            fits = entry.spec == targets[entry.target] and len(entry.sources) == len(entry.source_specs)
+            pairs = zip(entry.sources, entry.source_specs, strict=False)
+            fits = fits and all(tensors.get(name) == spec for name, spec in pairs)
+            if not fits or (entry.filled and not _makes(entry)):
+                raise PlanMismatchError(
+                    f"The plan {plan.digest[:12]} does not fit: its entry for {entry.target!r} names sources, shapes "
+                    "or ops that are not those of the checkpoint and the program. Make it again."
+                )
 
     def _difference(self, plan: RestorePlan) -> str:
         planned = {e.target: str(e.spec) for e in plan.entries}
@@ -278,3 +299,11 @@ class _Session:
         )
         if self._config.log_dir:
             tensorboard.write(report, self._config.log_dir)
+
+
+def _makes(entry: PlanEntry) -> bool:
+    """Whether an entry's ops make a value of its target's shape and dtype out of its sources."""
+    try:
+        return bool(entry.sources) and infer(entry.ops, entry.source_specs) == entry.spec
+    except (RestoreError, ValueError, TypeError, IndexError):
+        return False

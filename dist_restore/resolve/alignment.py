@@ -138,13 +138,16 @@ def _root_pairs(
         if slash and root not in claimed:
             below[rest].append(root)
     hits = any(t.name in own for t in wanted)
+    # Where a part of the model has its own root (`enc`, `head`) and fits as it is, the others are parts too: what is
+    # left over on both sides may be an old head and a new one, and only a person can tell.
+    if any(t.name in own and t.group is Group.MODEL for t in wanted):
+        return set()
     found = {("", r, t.name) for t in wanted for r in _some(below, t.name) if not hits and settled.allow("", r)}
     found = found or set(_below_roots(wanted, own, below, claimed, settled))
     strong = {(t, r) for t, r, rest in found if "/" in rest}
     # `kernel` below two roots may be two layers. Below the only roots that there are, and with all else, it counts.
-    named = any(t.name in own and t.group is Group.MODEL for t in wanted)
     weak = {(t, r) for t, r, _ in found}
-    alone = len(weak) == 1 and not named and all(_same_below(pair, wanted, own) for pair in weak)
+    alone = len(weak) == 1 and all(_same_below(pair, wanted, own) for pair in weak)
     return strong or (weak if alone else set())
 
 

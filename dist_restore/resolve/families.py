@@ -80,6 +80,23 @@ def template_of_counted(name: str) -> tuple[str, tuple[int, ...]]:
     return "/".join(parts), tuple(counters)
 
 
+def template_of_list(name: str) -> str:
+    """A name with its list indexes taken out: `a/blocks/3/w` gives `a/blocks/{}/w`."""
+    head, *parts = name.split("/")
+    return "/".join([head, *("{}" if part.isdigit() else part for part in parts)])
+
+
+def counters_of_flat(name: str) -> tuple[int, ...]:
+    """The counter behind each word of a flattened name, 0 for none: `net_block_dense_2_w` gives (0, 0, 2, 0)."""
+    counters: list[int] = []
+    for part in name.split("_"):
+        if part.isdigit() and counters:
+            counters[-1] = int(part[:9])
+        elif part:
+            counters.append(0)
+    return tuple(counters)
+
+
 def template_of_flat(name: str) -> str:
     """A flattened name without its numbers: `net_block_1_dense_5_kernel` gives `net_block_dense_kernel`."""
     return re.sub(r"_+", "_", _NUMBER.sub("", name))

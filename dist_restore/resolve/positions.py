@@ -7,12 +7,13 @@ shapes, and no name anywhere that disagrees.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic
 
-from dist_restore.resolve.families import template_of_flat
+from dist_restore.resolve.families import counters_of_flat, template_of_flat, template_of_list
 from dist_restore.resolve.matching import Conflict, Match, Outcome
 from dist_restore.resolve.names import Named
 from dist_restore.specs import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
@@ -43,7 +44,8 @@ def match_positions(
     for mine, other in _pairs(
         _lists(targets.variables, targets.optimizers), _lists(sources.tensors, sources.optimizers)
     ):
-        result.update(_match_owners(mine.owners, other.owners, found, free))
+        outside = _lists_outside(targets.variables, mine.owners)
+        result.update(_match_owners(mine.owners, other.owners, found, free, outside))
         agree = _all_agree(mine.owners, other.owners, {**found, **result})
         if agree and _same_class(mine.optimizer, other.optimizer):
             result.update(_match_state(mine.state, other.state, free))
@@ -84,13 +86,24 @@ def _pairs(
     return [(ours[name], theirs[name]) for name in sorted(ours.keys() & theirs.keys())]
 
 
-def _match_owners(ours: Ours, theirs: Theirs, found: Mapping[str, Outcome], free: frozenset[str]) -> dict[str, Outcome]:
+def _lists_outside(variables: Iterable[TargetVariable], ours: Ours) -> frozenset[str]:
+    """Templates of lists of which the optimizer trains some members only: then a position says nothing of them."""
+    inside = collections.Counter(template_of_list(t.name) for t in ours.values())
+    everywhere = collections.Counter(template_of_list(v.name) for v in variables if v.slot is None)
+    return frozenset(t for t, count in inside.items() if "{}" in t and everywhere[t] > count)
+
+
+def _match_owners(
+    ours: Ours, theirs: Theirs, found: Mapping[str, Outcome], free: frozenset[str], outside: frozenset[str]
+) -> dict[str, Outcome]:
     nameless = [
         i for i, t in ours.items() if t.name in free and i in theirs and theirs[i].name_kind is AliasKind.POSITIONAL
     ]
     if not nameless:
         return {}
     trouble = _disagreement(ours, theirs, found, nameless)
+    if not trouble and any(template_of_list(ours[i].name) in outside for i in nameless):
+        trouble = "the checkpoint names it by position only, and the optimizer trains only some members of its list"
     if trouble:
         return {ours[i].name: Conflict((theirs[i],), trouble) for i in nameless}
     evidence = f"position among the optimizer's {len(ours)} variables, all shapes equal and no name against it"
@@ -107,7 +120,24 @@ def _disagreement(ours: Ours, theirs: Theirs, found: Mapping[str, Outcome], name
         outcome = found.get(target.name)
         if isinstance(outcome, Match) and outcome.source.name != theirs[index].name:
             return f"the checkpoint names it by position only, and names say that position {index} has moved"
-    return next((t for t in (_names_differ(ours[i], theirs[i]) for i in nameless) if t), "")
+    differ = next((t for t in (_names_differ(ours[i], theirs[i]) for i in nameless) if t), "")
+    return differ or _order_differs([(ours[i], theirs[i]) for i in sorted(nameless)])
+
+
+def _order_differs(pairs: Sequence[tuple[TargetVariable, SourceTensor]]) -> str:
+    """Whether automatic names count in another order than positions do: then one side was built in another order."""
+    groups: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = collections.defaultdict(list)
+    for target, source in pairs:
+        theirs = {template_of_flat(a.name): a.name for a in source.aliases if a.kind is AliasKind.FLAT}
+        for alias in target.aliases:
+            stored = theirs.get(template_of_flat(alias.name)) if alias.kind is AliasKind.COUNTED else None
+            if stored is not None:
+                groups[template_of_flat(stored)].append((counters_of_flat(alias.name), counters_of_flat(stored)))
+    for members in groups.values():
+        places = range(len(members))
+        if sorted(places, key=lambda i: members[i][0]) != sorted(places, key=lambda i: members[i][1]):
+            return "the checkpoint names it by position only, and its automatic names count in another order"
+    return ""
 
 
 def _names_differ(target: TargetVariable, source: SourceTensor) -> str:

@@ -108,9 +108,24 @@ class _Resolution:
         if rule is not None:
             where = self._rules.where(rule)
             return Owner(unfilled(variable, Status.KEPT, "kept by a rule", evidence=where), None)
+        if isinstance(outcome, Match) and self._is_wrapped_otherwise(variable, outcome.source):
+            outcome = Conflict(
+                (outcome.source,),
+                "one side's optimizer is wrapped in another (LossScaleOptimizer), whose own state of this name means "
+                "nothing to the one inside; a rule must say which is meant, such as from = "
+                '"optimizer/inner_optimizer/iterations"',
+            )
         if isinstance(outcome, Match):
             return self._filled(variable, Choice((outcome.source,), (), outcome.evidence))
         return Owner(self._unfilled(variable, outcome), None)
+
+    def _is_wrapped_otherwise(self, variable: TargetVariable, source: SourceTensor) -> bool:
+        """Whether an optimizer's state comes from an optimizer that wraps another, or goes into one, but not both."""
+        ours, theirs = variable.name.rpartition("/")[0], source.name.rpartition("/")[0]
+        names = {o.name for o in self._targets.optimizers}, {o.name for o in self._sources.optimizers}
+        if ours not in names[0] or theirs not in names[1]:
+            return False
+        return (f"{ours}/inner_optimizer" in names[0]) != (f"{theirs}/inner_optimizer" in names[1])
 
     def _filled(self, variable: TargetVariable, choice: Choice) -> Owner:
         entry = build_entry(variable, choice)
