@@ -335,15 +335,16 @@ def _slot_table(
 
 
 def _name_leaf(index: int, leaf: Leaf, paths: list[_Path], flat: str | None) -> NamedLeaf:
-    best = paths[0]
-    aliases = [Alias(p.text, p.kind) for p in paths]
-    # The path with its private underscores, as `tf.train.list_variables` shows it.
-    aliases += [Alias("/".join(p.raw), _raw_kind(p)) for p in paths]
-    aliases.append(Alias(leaf.full_name, AliasKind.POSITIONAL))
-    if flat is not None:
-        aliases.append(Alias(flat, AliasKind.FLAT))
-    name = best.text or leaf.full_name or leaf.key
-    return NamedLeaf(index, leaf, name, best.kind, _distinct(aliases), None)
+    names: dict[str, AliasKind] = {}  # of equal names the first, most semantic one counts
+    for path in paths:
+        names.setdefault(path.text, path.kind)
+    for path in paths:
+        # With its private underscores, as `tf.train.list_variables` shows it.
+        names.setdefault("/".join(path.raw), _raw_kind(path))
+    names.setdefault(leaf.full_name, AliasKind.POSITIONAL)
+    names.setdefault(flat or "", AliasKind.FLAT)
+    name = paths[0].text or leaf.full_name or leaf.key
+    return NamedLeaf(index, leaf, name, paths[0].kind, _aliases(names, name), None)
 
 
 def _raw_kind(path: _Path) -> AliasKind:
@@ -352,8 +353,9 @@ def _raw_kind(path: _Path) -> AliasKind:
 
 
 def _name_slot(leaf: NamedLeaf, slot: Slot) -> NamedLeaf:
-    aliases = [Alias(a.name, AliasKind.POSITIONAL) for a in (Alias(leaf.name, leaf.kind), *leaf.aliases)]
-    return NamedLeaf(leaf.node, leaf.leaf, slot_name(slot), AliasKind.SEMANTIC, _distinct(aliases), slot)
+    name = slot_name(slot)
+    names = dict.fromkeys([leaf.name, *(a.name for a in leaf.aliases)], AliasKind.POSITIONAL)
+    return NamedLeaf(leaf.node, leaf.leaf, name, AliasKind.SEMANTIC, _aliases(names, name), slot)
 
 
 def slot_name(slot: Slot) -> str:
@@ -361,13 +363,8 @@ def slot_name(slot: Slot) -> str:
     return f"{slot.optimizer}/{slot.role}/{slot.owner}" if slot.optimizer else f"{slot.role}/{slot.owner}"
 
 
-def _distinct(aliases: Iterable[Alias]) -> tuple[Alias, ...]:
-    """The aliases without repetition; where a name occurs twice its first, stronger kind counts."""
-    table: dict[str, Alias] = {}
-    for alias in aliases:
-        if alias.name:
-            table.setdefault(alias.name, alias)
-    return tuple(table.values())
+def _aliases(names: Mapping[str, AliasKind], own: str) -> tuple[Alias, ...]:
+    return tuple(Alias(name, kind) for name, kind in names.items() if name and name != own)
 
 
 def _make_unique(leaves: Iterable[NamedLeaf], paths: Mapping[int, list[_Path]]) -> Iterator[NamedLeaf]:
@@ -379,9 +376,12 @@ def _make_unique(leaves: Iterable[NamedLeaf], paths: Mapping[int, list[_Path]]) 
         names = [name if counts[name] == 1 else option(leaf) for name, leaf in zip(names, leaves, strict=True)]
     _refuse_equal(names)
     for leaf, name in zip(leaves, names, strict=True):
-        kind = leaf.kind if name == leaf.name else AliasKind.SEMANTIC
-        aliases = tuple(a for a in leaf.aliases if a.name != name)
-        yield dataclasses.replace(leaf, name=name, kind=kind, aliases=aliases)
+        yield leaf if name == leaf.name else _renamed(leaf, name)
+
+
+def _renamed(leaf: NamedLeaf, name: str) -> NamedLeaf:
+    names = {leaf.name: leaf.kind, **{a.name: a.kind for a in leaf.aliases}}
+    return dataclasses.replace(leaf, name=name, kind=AliasKind.SEMANTIC, aliases=_aliases(names, name))
 
 
 def _refuse_equal(names: Iterable[str]) -> None:

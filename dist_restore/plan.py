@@ -59,12 +59,12 @@ class RestorePlan:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON, without the checkpoint's path and the digest itself."""
-        return hashlib.sha256(_canonical(self._content())).hexdigest()
+        return _digest(self._content())
 
     def to_json(self) -> str:
         """The canonical JSON text, with its digest; `from_json` takes it back."""
-        fields = {**self._content(), "checkpoint": self.checkpoint, "digest": self.digest}
-        return _canonical(fields).decode("ascii")
+        content = self._content()
+        return _canonical({**content, "checkpoint": self.checkpoint, "digest": _digest(content)}).decode("ascii")
 
     @staticmethod
     def from_json(text: str) -> RestorePlan:
@@ -113,6 +113,10 @@ def _row(entry: PlanEntry) -> TableRow:
         evidence=entry.evidence,
         reason=entry.reason,
     )
+
+
+def _digest(content: Mapping[str, object]) -> str:
+    return hashlib.sha256(_canonical(content)).hexdigest()
 
 
 def _canonical(fields: Mapping[str, object]) -> bytes:

@@ -278,7 +278,7 @@ class _Session:
             seconds=PhaseSeconds(tuple(self._seconds)),
             bytes_read=tuple(int(count) for count in counts),
             reads="every_worker",
-            reads_reason="one worker: it reads all that the plan needs",
+            reads_reason="there is one worker, which reads all that the plan needs",
             verify=self._config.verify.value,
             verified=self._config.verify is not Verify.NONE,
             hashes=tuple((a.name, f"{a.checksums[0]:08x}") for a in assigned),

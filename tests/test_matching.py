@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build import checkpoint, entry, filled, plan, problems, program, statuses
@@ -488,6 +488,7 @@ def texts(draw: st.DrawFn) -> str:
     return "\n".join(rows)
 
 
+@settings(deadline=None)
 @given(texts(), texts(), st.randoms(use_true_random=False))
 def test_the_order_of_the_indexes_changes_nothing(source: str, target: str, random: object) -> None:
     sources, targets = checkpoint(source), program(target)
@@ -514,6 +515,7 @@ def semantic_names(index: CheckpointIndex | TargetIndex) -> dict[str, set[str]]:
     return table
 
 
+@settings(deadline=None)
 @given(texts(), texts())
 def test_no_variable_is_filled_by_what_belongs_to_another(source: str, target: str) -> None:
     sources, targets = checkpoint(source), program(target)
@@ -524,6 +526,7 @@ def test_no_variable_is_filled_by_what_belongs_to_another(source: str, target: s
         assert tied or nameless or name in owners.get(used, {name})
 
 
+@settings(deadline=None)
 @given(texts())
 def test_a_program_always_loads_its_own_names(text: str) -> None:
     text = "\n".join(row for row in text.splitlines() if "kind:semantic" in row and "flat:" not in row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build import Graph
@@ -344,6 +344,7 @@ def test_hostile_edge_names_are_names(name: str) -> None:
 EDGES = st.lists(st.tuples(st.sampled_from(["a", "_a", "_layers", "_variables", "0"]), st.integers(0, 7)), max_size=6)
 
 
+@settings(deadline=None)
 @given(st.lists(EDGES, min_size=8, max_size=8), st.sets(st.integers(0, 7)))
 def test_any_graph_gets_unique_names(edges: list[list[tuple[str, int]]], leaves: set[int]) -> None:
     nodes = [Node(tuple(e), Leaf(f"key/{i}", "x/y") if i in leaves else None) for i, e in enumerate(edges)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dist_restore.errors import RuleError
@@ -180,6 +180,7 @@ def patterns_with_values(draw: st.DrawFn) -> tuple[str, dict[str, str]]:
     return "".join([*parts, "/", draw(LITERALS)]), values
 
 
+@settings(deadline=None)
 @given(patterns_with_values())
 def test_what_is_filled_in_is_matched_again(case: tuple[str, dict[str, str]]) -> None:
     text, values = case
@@ -191,6 +192,7 @@ def test_what_is_filled_in_is_matched_again(case: tuple[str, dict[str, str]]) ->
     assert pattern.fill(found) == name
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_a_pattern_or_a_rule_error(text: str) -> None:
     try:

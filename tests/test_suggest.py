@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build import entry, filled, plan, problems, statuses
@@ -140,6 +140,7 @@ def text_of(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"m/{name} {shape}" for name, shape in dict(rows).items())
 
 
+@settings(deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=8), st.lists(ROWS, min_size=1, max_size=8))
 def test_suggestions_can_be_pasted_and_settle_what_they_speak_of(
     source: list[tuple[str, str]], target: list[tuple[str, str]]

@@ -71,6 +71,8 @@ def match_names(
     Returns:
       Target name -> match or conflict; targets without any candidate are absent.
     """
+    if not targets.open:
+        return {}
     alignment = align(targets.open, sources, settled)
     claims = _claims(targets, sources, alignment)
     found = {t.name: _judge(claims[t.name], alignment) for t in targets.open if t.name in claims}

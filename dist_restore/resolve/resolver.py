@@ -185,7 +185,7 @@ class _Resolution:
     def _plan(self, entries: Iterable[PlanEntry]) -> RestorePlan:
         marked = sorted(self._mark_unchecked(list(entries)), key=lambda e: e.target)
         used = {name for e in marked for name in e.sources}
-        done = tuple(self._suggester.with_candidates(marked, used))
+        done = tuple(self._suggester.with_candidates(marked, self._targets, used))
         unused = tuple(self._unused(t) for t in self._sources.tensors if t.name not in used)
         unused += tuple(Unused(name, reason) for name, reason in self._sources.ignored)
         return RestorePlan(

@@ -69,10 +69,14 @@ class Suggester:
                 table[word].append(name)
         return table
 
-    def with_candidates(self, entries: Sequence[PlanEntry], used: Container[str]) -> list[PlanEntry]:
+    def with_candidates(
+        self, entries: Sequence[PlanEntry], targets: TargetIndex, used: Container[str]
+    ) -> list[PlanEntry]:
         """The entries, those that nothing fills with their candidates among the sources that are still free."""
+        owners = {v.name for v in targets.variables if v.slot is None}  # a slot has those of its owner
+        open_ = {e.target for e in entries if e.problem is Problem.UNMATCHED and not e.candidates} & owners
         return [
-            dataclasses.replace(e, candidates=self._candidates(e, used)) if _wants_candidates(e) else e for e in entries
+            dataclasses.replace(e, candidates=self._candidates(e, used)) if e.target in open_ else e for e in entries
         ]
 
     def _candidates(self, entry: PlanEntry, used: Container[str], limit: int = 3) -> tuple[str, ...]:
@@ -104,8 +108,9 @@ class Suggester:
 
     def _sharing(self, words: frozenset[str]) -> Collection[str]:
         """All names that could share half of the words: they have one of any half of them, such as the rarest."""
-        rare = sorted(words, key=lambda w: (len(self._by_word.get(w, ())), w))[: len(words) // 2 + 1]
-        return {name: None for word in rare for name in self._by_word.get(word, ())}
+        lists = sorted((self._by_word.get(w, ()) for w in words), key=len)[: len(words) // 2 + 1]
+        # Too many to be compared are not put together either.
+        return set().union(*lists) if sum(map(len, lists)) <= self._pairs_left else self._sources
 
     def text(
         self, entries: Sequence[PlanEntry], targets: TargetIndex, used: Container[str], ruled: Container[str]
@@ -150,10 +155,6 @@ def _can_be_written(proposal: _Proposal) -> bool:
         name.isprintable() and len(name) <= MAX_PATTERN and not {"{", "}"} & set(name) and not name.endswith(_SUFFIX)
         for name in (proposal.source, proposal.target)
     )
-
-
-def _wants_candidates(entry: PlanEntry) -> bool:
-    return entry.problem is Problem.UNMATCHED and not entry.candidates
 
 
 def _lead(found: Sequence[tuple[float, str]]) -> float:
