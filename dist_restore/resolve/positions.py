@@ -129,10 +129,12 @@ def _order_differs(pairs: Sequence[tuple[TargetVariable, SourceTensor]]) -> str:
     groups: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = collections.defaultdict(list)
     for target, source in pairs:
         theirs = {template_of_flat(a.name): a.name for a in source.aliases if a.kind is AliasKind.FLAT}
-        for alias in target.aliases:
-            stored = theirs.get(template_of_flat(alias.name)) if alias.kind is AliasKind.COUNTED else None
-            if stored is not None:
-                groups[template_of_flat(stored)].append((counters_of_flat(alias.name), counters_of_flat(stored)))
+        counted = (a.name for a in target.aliases if a.kind is AliasKind.COUNTED and "/" not in a.name)
+        # One name each: the others differ in the model's own counter only, and would be counted twice.
+        name = next((n for n in counted if template_of_flat(n) in theirs), None)
+        if name is not None:
+            template = template_of_flat(name)
+            groups[template].append((counters_of_flat(name), counters_of_flat(theirs[template])))
     for members in groups.values():
         places = range(len(members))
         if sorted(places, key=lambda i: members[i][0]) != sorted(places, key=lambda i: members[i][1]):
