@@ -7,6 +7,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import hypothesis
 import pytest
 import tensorflow as tf
 
@@ -53,3 +54,9 @@ def mirrored2() -> tf.distribute.Strategy:
 def mirrored4() -> tf.distribute.Strategy:
     """Four replicas."""
     return make_strategy("mirrored4")
+
+
+# The same examples in every run: what lands must not depend on luck. To search further, run a test with
+# `--hypothesis-profile=default`.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")

@@ -158,11 +158,13 @@ def _below_roots(
     claimed: frozenset[str],
     settled: _Settled,
 ) -> Iterator[tuple[str, str, str]]:
+    namesakes = {_root(v.name) for v in wanted}  # a root that the program has too does not become another one
     for variable in wanted:
         root, _, rest = variable.name.partition("/")
         if not rest or root in claimed:
             continue
-        yield from ((root, r, rest) for r in _some(below, rest) if settled.allow(root, r))
+        places = (r for r in _some(below, rest) if r not in namesakes and settled.allow(root, r))
+        yield from ((root, r, rest) for r in places)
         if rest in own and _root(rest) not in claimed and settled.allow(root, ""):
             yield root, "", rest
 
