@@ -85,7 +85,7 @@ def common_strategy(handles: tuple[tuple[str, tf.Variable], ...]) -> tf.distribu
 
 def _target(leaf: NamedLeaf, graph: LiveGraph) -> TargetVariable:
     live = graph.leaves[leaf.node]
-    keep_reason = _keep_reason(leaf, live)
+    keep_reason = _keep_reason(live)
     return TargetVariable(
         name=leaf.name,
         spec=_spec(leaf.name, live.variable),
@@ -99,7 +99,7 @@ def _target(leaf: NamedLeaf, graph: LiveGraph) -> TargetVariable:
     )
 
 
-def _keep_reason(leaf: NamedLeaf, live: LiveLeaf) -> str:
+def _keep_reason(live: LiveLeaf) -> str:
     if live.is_save_counter:
         return _COUNTER_REASON
     if live.saved:
