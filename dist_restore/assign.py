@@ -36,10 +36,20 @@ class Replicas:
 
 
 class Assigner:
-    """Writes and reads the variables of one strategy. Every worker has its own and writes its own replicas."""
+    """Writes and reads the variables of one strategy. Every worker has its own and writes its own replicas.
 
-    def __init__(self, strategy: tf.distribute.Strategy) -> None:
-        self._strategy = strategy
+    Args:
+      strategy: the strategy that the variables were created under.
+      rank: this worker.
+      world_size: number of workers; all have equally many replicas.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, rank: int = 0, world_size: int = 1) -> None:
+        self._strategy, self._rank, self._world_size = strategy, rank, world_size
+
+    def is_read_together(self, variable: tf.Variable) -> bool:
+        """Whether its present value is an aggregate over workers, which all must read at the same time."""
+        return self._world_size > 1 and _is_on_read(variable)
 
     def live_value(self, variable: tf.Variable) -> np.ndarray:
         """The present value, as a read outside of replicas gives it."""
@@ -60,7 +70,7 @@ class Assigner:
         plain = host_memory.plain_components(variable)
         array = value.array if isinstance(value, Blank) else value
         if plain is None and _is_on_read(variable):
-            return _assign_components(variable, self._components(variable), array)
+            return self._assign_components(variable, array)
         crc = checksum(array) if crc32c is None else crc32c
         tensor = value.tensor if isinstance(value, Blank) else host_memory.to_tensor(value, variable.dtype)
         if plain is None or tensor.shape != variable.shape or tensor.dtype != variable.dtype:
@@ -76,6 +86,17 @@ class Assigner:
         with self._strategy.scope():
             variable.assign(tensor, read_value=False)
         return (crc,) * len(self._components(variable))
+
+    def _assign_components(self, variable: tf.Variable, value: np.ndarray) -> tuple[int, ...]:
+        components = self._components(variable)
+        shares = (value,) * len(components)
+        if variable.aggregation is tf.VariableAggregation.SUM:
+            first = self._rank * len(components)
+            shares = split_sum(value, self._world_size * len(components))[first : first + len(components)]
+        expected = tuple(checksum(share) for share in shares)
+        for component, share in zip(components, shares, strict=True):
+            component.assign(tf.convert_to_tensor(share, dtype=component.dtype), read_value=False)
+        return expected
 
     def replicas(self, variable: tf.Variable) -> Replicas:
         """What each local replica holds, without copies where that is possible."""
@@ -105,19 +126,6 @@ def _is_on_read(variable: tf.Variable) -> bool:
     return on_read and hasattr(variable, "values")
 
 
-def _assign_components(
-    variable: tf.Variable, components: tuple[tf.Variable, ...], value: np.ndarray
-) -> tuple[int, ...]:
-    if variable.aggregation is tf.VariableAggregation.SUM:
-        shares = split_sum(value, len(components))
-    else:
-        shares = (value,) * len(components)
-    expected = tuple(checksum(share) for share in shares)
-    for component, share in zip(components, shares, strict=True):
-        component.assign(tf.convert_to_tensor(share, dtype=component.dtype), read_value=False)
-    return expected
-
-
 def split_sum(total: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
     """Divides a total over replicas so that their sum is the total again, exactly.
 
@@ -131,13 +139,21 @@ def split_sum(total: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
     if total.dtype.kind in "bc":
         return (total, *(np.zeros_like(total),) * (count - 1))
     share = np.asarray(total / count).astype(total.dtype)
-    back = share
-    for _ in range(count - 1):
-        back = (back + share).astype(total.dtype)
     # TF's kernels flush subnormal floats to zero, so a share may not be one.
     tiny = float(ml_dtypes.finfo(share.dtype).tiny)  # type: ignore[no-untyped-call]
     normal = (abs(share) >= tiny) | (share == 0)
-    even = ((back == total) & normal) | (total != total)
+    even = (_is_exact(share, total, count) & normal) | (total != total)
     others = np.where(even, share, np.zeros_like(share)).astype(total.dtype)
     first = np.where(even, share, total).astype(total.dtype)
     return (first, *(others,) * (count - 1))
+
+
+def _is_exact(share: np.ndarray, total: np.ndarray, count: int) -> np.ndarray:
+    """Whether so many shares make the total in whatever order they are added: no partial sum is rounded."""
+    wide = share.astype(np.longdouble)
+    exact = wide * count == total.astype(np.longdouble)
+    with np.errstate(over="ignore"):
+        for number in range(2, count):
+            partial = wide * number
+            exact = np.logical_and(exact, partial.astype(share.dtype).astype(np.longdouble) == partial)
+    return np.asarray(exact)

@@ -13,34 +13,52 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
-from dist_restore.assign import Assigner, Replicas
+from dist_restore.assign import Assigner, Replicas, checksum
 from dist_restore.checking import check_located
+from dist_restore.distribute.exchange import Exchange
 from dist_restore.distribute.schedule import Unit
+from dist_restore.distribute.sharing import Schedule
 from dist_restore.entries import PlanEntry
 from dist_restore.errors import RestoreError, VerificationError
+from dist_restore.host_memory import Blank
+from dist_restore.phases import during, phase_of
 from dist_restore.pipeline import Started, Work, stream
-from dist_restore.reading import Value, locate, make_works
+from dist_restore.reading import LiveOf, Value, locate, make_works
 from dist_restore.report.progress import Progress
+from dist_restore.shared_reads import share
 from dist_restore.sources.base import Source
 from dist_restore.transforms import Live
 
-DEFAULT_BUDGET = 256 << 20
 # Enough for several pieces per thread; that more in flight would be no faster is a guess that nobody has measured.
 _USEFUL = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Assigned:
-    """What the replicas of one variable must hold now: a checksum per local replica; and the variable's size."""
+    """What one variable must hold now.
+
+    Attributes:
+      name: of the target.
+      checksums: of what each local replica holds.
+      nbytes: size of the variable.
+      crc32c: of the value that was assigned, before it was divided over replicas: the same on all workers.
+    """
 
     name: str
     checksums: tuple[int, ...]
     nbytes: int = 0
+    crc32c: int = 0
 
 
-def check_sources(
-    units: Sequence[Unit], source: Source, progress: Progress, memory_budget: int = DEFAULT_BUDGET
-) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """What a restore may take: bytes in flight, and seconds of one wait for other workers."""
+
+    memory_budget: int
+    seconds: float
+
+
+def check_sources(units: Sequence[Unit], source: Source, progress: Progress, memory_budget: int) -> None:
     """Reads all that the plan needs once: checksums of whole tensors, and values that a cast might lose.
 
     Raises:
@@ -50,64 +68,111 @@ def check_sources(
     check_located(locate(units, source), source, progress, memory_budget)
 
 
-def assign_units(
-    units: Sequence[Unit],
-    source: Source,
-    handles: Mapping[str, tf.Variable],
-    assigner: Assigner,
-    progress: Progress,
-    memory_budget: int = DEFAULT_BUDGET,
-) -> list[Assigned]:
-    """Reads, transforms and assigns, in file order. Called by all workers.
+def live_values(units: Sequence[Unit], ledger: Ledger) -> LiveOf:
+    """What gives an entry's present value, for `fill = "keep"`. Called by all workers.
+
+    What workers can only read together is read now, in the same order by all: later a worker may be alone with it.
+    """
+    handles, assigner = ledger.handles, ledger.assigner
+    kept = [e for unit in units for e in unit.entries if any(op.keeps for op in e.ops)]
+    together = [e.target for e in kept if assigner.is_read_together(handles[e.target])]
+    known = {name: assigner.live_value(handles[name]) for name in together}
+
+    def live_of(entry: PlanEntry) -> Live:
+        if entry.target in known:
+            return lambda: known[entry.target]
+        return functools.partial(assigner.live_value, handles[entry.target])
+
+    return live_of
+
+
+class Ledger:
+    """What has been assigned so far, and by whose hands."""
+
+    def __init__(self, handles: Mapping[str, tf.Variable], assigner: Assigner, progress: Progress) -> None:
+        self.handles, self.assigner, self._progress = handles, assigner, progress
+        self._touched: list[str] = []
+        self.assigned: list[Assigned] = []
+
+    def assign(self, values: list[Value]) -> None:
+        """Assigns values, in their order; the list is empty afterwards."""
+        with during("assign"):
+            while values:  # each is let go before the next one is assigned: its memory is the variable's now
+                value = values.pop(0)
+                self._touched.append(value.entry.target)
+                self.assigned.append(self._assign(value))
+                self._progress.advance(value.entry.bytes, value.entry.target)
+                del value
+
+    def _assign(self, value: Value) -> Assigned:
+        name = value.entry.target
+        array = value.value.array if isinstance(value.value, Blank) else value.value
+        crc = checksum(array) if value.crc32c is None else value.crc32c
+        return Assigned(name, self.assigner.assign(self.handles[name], value.value, crc), value.entry.bytes, crc)
+
+    @contextlib.contextmanager
+    def accounting(self) -> Iterator[None]:
+        """Adds to an error that leaves the block which variables had changed already."""
+        try:
+            yield
+        except RestoreError as error:
+            with during(phase_of(error) or "assign"):
+                raise type(error)(f"{error} {self.changed()}", names=error.names) from error
+        except BaseException as error:
+            error.add_note(self.changed())
+            raise
+
+    def changed(self) -> str:
+        """Which variables have changed, as a sentence."""
+        if not self._touched:
+            return "No variable had changed."
+        names = ", ".join(repr(name) for name in self._touched[:20])
+        more = ", ..." if len(self._touched) > 20 else ""
+        return f"{len(self._touched)} variable(s) had changed already: {names}{more}."
+
+
+def assign_units(units: Sequence[Unit], source: Source, ledger: Ledger, live_of: LiveOf, memory_budget: int) -> None:
+    """Reads, transforms and assigns, in file order: every worker all units.
 
     Raises:
       RestoreError: something failed half way; the message names the variables that had changed.
     """
-
-    def live_of(entry: PlanEntry) -> Live:
-        return functools.partial(assigner.live_value, handles[entry.target])
-
     works = make_works(locate(units, source), source, live_of)
-    with contextlib.closing(stream(works, min(memory_budget, _USEFUL))) as results:
-        return assign_values(results, handles, assigner, progress)
+    with ledger.accounting(), contextlib.closing(stream(works, min(memory_budget, _USEFUL))) as results:
+        for values in _reading(results):
+            ledger.assign(values)
 
 
-def assign_values(
-    results: Iterator[list[Value]], handles: Mapping[str, tf.Variable], assigner: Assigner, progress: Progress
-) -> list[Assigned]:
-    """Assigns what a reader, or another worker, hands over, in its order.
+def assign_shared(
+    schedule: Schedule,
+    rank: int,
+    source: Source | None,
+    ledger: Ledger,
+    live_of: LiveOf,
+    exchange: Exchange,
+    limits: Limits,
+) -> bool:
+    """Reads and transforms this worker's share, sends it to the others, and assigns everything. Called by all workers.
+
+    Returns:
+      Whether everything was assigned; `False` when another worker could not go on.
 
     Raises:
       RestoreError: as `assign_units`.
     """
-    done: list[Assigned] = []
-    touched: list[str] = []
-    try:
-        for values in results:
-            while values:  # each is let go before the next one is assigned: its memory is the variable's now
-                value = values.pop(0)
-                touched.append(value.entry.target)
-                done.append(_assign(value, handles, assigner))
-                progress.advance(value.entry.bytes, value.entry.target)
-                del value
-    except RestoreError as error:
-        raise type(error)(f"{error} {_changed(touched)}", names=error.names) from error
-    except BaseException as error:
-        error.add_note(_changed(touched))
-        raise
-    return done
+    units = schedule.lane(rank).units
+    works = make_works(locate(units, source), source, live_of) if source is not None else iter(())
+    with ledger.accounting(), contextlib.closing(stream(works, min(limits.memory_budget // 4, _USEFUL))) as results:
+        return share(schedule, rank, results, exchange, ledger.assign, limits.seconds)
 
 
-def _assign(value: Value, handles: Mapping[str, tf.Variable], assigner: Assigner) -> Assigned:
-    name = value.entry.target
-    return Assigned(name, assigner.assign(handles[name], value.value, value.crc32c), value.entry.bytes)
-
-
-def _changed(touched: Sequence[str]) -> str:
-    if not touched:
-        return "No variable had changed."
-    names = ", ".join(repr(name) for name in touched[:20])
-    return f"{len(touched)} variable(s) had changed already: {names}{', ...' if len(touched) > 20 else ''}."
+def _reading(results: Iterator[list[Value]]) -> Iterator[list[Value]]:
+    while True:
+        with during("read"):
+            values = next(results, None)
+        if values is None:
+            return
+        yield values
 
 
 def verify_replicas(assigned: Sequence[Assigned], handles: Mapping[str, tf.Variable], assigner: Assigner) -> None:

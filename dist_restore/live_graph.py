@@ -7,6 +7,7 @@ the plain lists, dicts and helper objects of Keras 3 layers, which it does not.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -78,6 +79,22 @@ def walk(root: object, strategy: tf.distribute.Strategy | None) -> LiveGraph:
     return walker.graph(root)
 
 
+def first_strategy(root: object) -> tf.distribute.Strategy | None:
+    """The strategy under which something below was created, by a look at the first variables; None for the default."""
+    some = itertools.islice(_Walker().variables(root), _ENOUGH)
+    found = (getattr(variable, "distribute_strategy", None) for variable in some)
+    return next((s for s in found if s is not None and not is_default(s)), None)
+
+
+def is_default(strategy: tf.distribute.Strategy) -> bool:
+    """Whether it is what variables have that were created under no strategy."""
+    return type(strategy).__name__ == "_DefaultDistributionStrategy"
+
+
+# Counters may be created under no strategy; models are not.
+_ENOUGH = 64
+
+
 class _Walker:
     """Numbers objects by identity and records their edges, in the order in which they are found."""
 
@@ -93,6 +110,15 @@ class _Walker:
             for name, child, tracked in _children(self._objects[cursor]):
                 self._edges[cursor].append((name, self._number(child), tracked))
             cursor += 1
+
+    def variables(self, root: object) -> Iterator[object]:
+        """The variables below an object, as they are found."""
+        self._number(root)
+        for item in self._objects:  # grows on the way
+            for _, child, _ in _children(item):
+                self._number(child)
+            if _is_variable(item):
+                yield item
 
     def refuse_unbuilt(self) -> None:
         unbuilt = [o for o in self._objects if isinstance(o, keras.Layer) and not o.built]

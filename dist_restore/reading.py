@@ -18,6 +18,7 @@ from dist_restore.distribute.schedule import Unit, parts_of
 from dist_restore.entries import PlanEntry
 from dist_restore.errors import CheckpointCorruptError, DtypeMismatchError
 from dist_restore.host_memory import Blank
+from dist_restore.phases import during
 from dist_restore.pipeline import Started, Work
 from dist_restore.sources import checksum
 from dist_restore.sources.base import DirectSource, Source, Stored
@@ -165,7 +166,7 @@ def _large(unit: Unit, stored: Stored, source: Source) -> Work[Values]:
 def _start_large(unit: Unit, stored: Stored, source: DirectSource) -> Started[Values]:
     entry, name = unit.entries[0], unit.reads[0].name
     target = _memory(entry)
-    data = _bytes_of(target.array if isinstance(target, Blank) else target)
+    data = bytes_of(target.array if isinstance(target, Blank) else target)
     pieces = pieces_of(stored.size)
     crcs = [0] * len(pieces)
 
@@ -181,12 +182,18 @@ def _start_large(unit: Unit, stored: Stored, source: DirectSource) -> Started[Va
     return Started(tuple(functools.partial(fill, i) for i in range(len(pieces))), finish)
 
 
+def memory_for(entry: PlanEntry) -> Blank | np.ndarray:
+    """New memory for a target's value; where it is large, memory that its variable can take over."""
+    return _memory(entry) if entry.bytes >= _LARGE else np.empty(entry.spec.shape, numpy_dtype(entry.spec.dtype))
+
+
 def _memory(entry: PlanEntry) -> Blank | np.ndarray:
     dtype = numpy_dtype(entry.spec.dtype)
     return host_memory.blank(entry.spec.shape, entry.spec.dtype) or np.empty(entry.spec.shape, dtype)
 
 
-def _bytes_of(array: np.ndarray) -> np.ndarray:
+def bytes_of(array: np.ndarray) -> np.ndarray:
+    """A contiguous array's bytes (uint8), without a copy."""
     return array.reshape(-1).view(np.uint8)
 
 
@@ -210,7 +217,7 @@ def _start_single(item: Located, source: Source, live_of: LiveOf) -> Started[Val
             arrays.update(read_whole(unit, source))
         else:
             for (name, array), place in zip(arrays.items(), item.places, strict=True):
-                require_checksum(source, name, place, read_checked(source, name, 0, place.size, _bytes_of(array)))
+                require_checksum(source, name, place, read_checked(source, name, 0, place.size, bytes_of(array)))
         for number, entry in enumerate(unit.entries):
             if not _keeps(entry):
                 done[number] = _value(entry, arrays, source, None, memories[number])
@@ -240,7 +247,7 @@ def _value(
         return Value(entry, transform(entry, arrays, source, live), None)
     if not _merge_into(entry, arrays, memory.array):
         memory.array[...] = transform(entry, arrays, source, live)
-    return Value(entry, memory, checksum.extend(0, _bytes_of(memory.array)))
+    return Value(entry, memory, checksum.extend(0, bytes_of(memory.array)))
 
 
 def _merge_into(entry: PlanEntry, arrays: Mapping[str, np.ndarray], out: np.ndarray) -> bool:
@@ -269,23 +276,31 @@ def transform(entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source
     Raises:
       DtypeMismatchError: a cast or a scale loses a value; the message names the target and its sources.
     """
-    try:
-        if all(name in values for name in entry.sources):
-            return apply(entry.ops, [values[name] for name in entry.sources], live=live)
-        boxes = parts_of(entry)
-        arrays = [_part(name, box, values, source) for name, box in zip(entry.sources, boxes, strict=True)]
-        return apply_boxed(entry.ops, entry.source_specs, boxes, arrays, live)
-    except DtypeMismatchError as error:  # the ops know no names
-        what = " + ".join(repr(name) for name in entry.sources)
-        raise DtypeMismatchError(
-            f"{entry.target!r} {entry.spec} from {what}: {error}", names=(entry.target,)
-        ) from error
+    with during("transform"):
+        try:
+            return _transformed(entry, values, source, live)
+        except DtypeMismatchError as error:  # the ops know no names
+            what = " + ".join(repr(name) for name in entry.sources)
+            raise DtypeMismatchError(
+                f"{entry.target!r} {entry.spec} from {what}: {error}", names=(entry.target,)
+            ) from error
+
+
+def _transformed(entry: PlanEntry, values: Mapping[str, np.ndarray], source: Source, live: Live | None) -> np.ndarray:
+    if all(name in values for name in entry.sources):
+        return apply(entry.ops, [values[name] for name in entry.sources], live=live)
+    boxes = parts_of(entry)
+    arrays = [_part(name, box, values, source) for name, box in zip(entry.sources, boxes, strict=True)]
+    return apply_boxed(entry.ops, entry.source_specs, boxes, arrays, live)
 
 
 def _part(name: str, box: Box | None, values: Mapping[str, np.ndarray], source: Source) -> np.ndarray | None:
     if box is None:
         return None
-    return values[name][box.slices()] if name in values else source.read(name, box)
+    if name in values:
+        return values[name][box.slices()]
+    with during("read"):
+        return source.read(name, box)
 
 
 class Neighbours:

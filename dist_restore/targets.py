@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from dist_restore.errors import RestoreError, UnbuiltModelError
-from dist_restore.live_graph import LiveGraph, LiveLeaf, walk
+from dist_restore.live_graph import LiveGraph, LiveLeaf, first_strategy, is_default, walk
 from dist_restore.naming import NamedLeaf, name_graph
 from dist_restore.specs import Alias, AliasKind, Group, TargetIndex, TargetVariable, TensorSpec
 
@@ -71,10 +71,15 @@ def find_targets(root: Restorable, strategy: tf.distribute.Strategy | None = Non
     return Targets(TargetIndex(variables, optimizers), handles, strategy or common_strategy(handles))
 
 
+def guess_strategy(root: Restorable, strategy: tf.distribute.Strategy | None) -> tf.distribute.Strategy:
+    """Where the variables below an object live, without naming or building any; for who must know before that."""
+    return strategy or first_strategy(root) or tf.distribute.get_strategy()
+
+
 def common_strategy(handles: tuple[tuple[str, tf.Variable], ...]) -> tf.distribute.Strategy:
     """The one strategy under which the variables were created; the default one if under none."""
     found = {id(s): s for s in (getattr(v, "distribute_strategy", None) for _, v in handles) if s is not None}
-    others = [s for s in found.values() if type(s).__name__ != "_DefaultDistributionStrategy"]
+    others = [s for s in found.values() if not is_default(s)]
     if len(others) > 1:
         raise RestoreError(
             f"The variables live under {len(others)} strategies ({', '.join(type(s).__name__ for s in others)}). "

@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
+import numpy as np
+
 from dist_restore.distribute.cluster import ClusterCommunicator
+from dist_restore.distribute.exchange import Round
 from dist_restore.distribute.store import Answer, Unreachable
 
 Result = TypeVar("Result")
@@ -60,6 +64,40 @@ class FakeStore:
             raise Unreachable("connection reset")
 
 
+class Rounds:
+    """What all workers have sent so far, by round."""
+
+    def __init__(self, world_size: int) -> None:
+        self._world_size = world_size
+        self._lock = threading.Lock()
+        self._sent: dict[int, dict[int, tuple[bool, np.ndarray]]] = {}
+        self._waiting: dict[int, list[Future[Round]]] = {}
+
+    def send(self, number: int, rank: int, failed: bool, bucket: np.ndarray) -> Future[Round]:
+        future: Future[Round] = Future()
+        with self._lock:
+            sent = self._sent.setdefault(number, {})
+            sent[rank] = (failed, bucket)
+            waiting = self._waiting.setdefault(number, [])
+            waiting.append(future)
+            if len(sent) == self._world_size:
+                round_ = Round(tuple(r for r in sorted(sent) if sent[r][0]), {r: sent[r][1] for r in sent})
+                for one in waiting:
+                    one.set_result(round_)
+        return future
+
+
+class FakeExchange:
+    """An `Exchange` between threads."""
+
+    def __init__(self, rank: int, rounds: Rounds) -> None:
+        self._rank, self._rounds, self._next = rank, rounds, 0
+
+    def start(self, *, failed: bool, bucket: np.ndarray) -> Future[Round]:
+        number, self._next = self._next, self._next + 1
+        return self._rounds.send(number, self._rank, failed, bucket)
+
+
 def run_workers(
     world_size: int,
     program: Callable[[ClusterCommunicator], Result],
@@ -70,11 +108,14 @@ def run_workers(
 ) -> list[Result | BaseException]:
     """Runs a program on every worker; what each returned or raised, by rank."""
     store = store or FakeStore()
+    rounds = Rounds(world_size)
     results: list[Result | BaseException] = [AssertionError("still running")] * world_size
 
     def run(rank: int) -> None:
         try:
-            with ClusterCommunicator(store, rank, world_size, name=name, timeout=timeout) as communicator:
+            with ClusterCommunicator(
+                store, rank, world_size, name=name, timeout=timeout, exchange=lambda senders: FakeExchange(rank, rounds)
+            ) as communicator:
                 results[rank] = program(communicator)
         except BaseException as error:
             results[rank] = error

@@ -14,20 +14,20 @@ gives up says so in its next round, for a peer that was merely slow: nobody goes
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
+from dist_restore.distribute.exchange import Exchange
 from dist_restore.distribute.mailbox import CHIEF, Mailbox
 from dist_restore.distribute.messages import Failure, Message
 from dist_restore.distribute.store import Store
-from dist_restore.distribute.waiting import Lost
+from dist_restore.distribute.waiting import Lost, scaled
 from dist_restore.errors import WorkerError
+from dist_restore.phases import phase_of
 
 Result = TypeVar("Result")
 
-# Slower than this is a stall: a tenth of a spinning disk.
-SLOWEST_BYTES_PER_SECOND = 10e6
 # By so much later than the chief do the others give up, so that it is the chief that names the culprit.
 MARGIN_SECONDS = 5.0
 # For last words to a chief that may not listen any more, and for those of others that the chief waits for.
@@ -44,10 +44,21 @@ class ClusterCommunicator:
       world_size: number of workers.
       name: what this talk is called in the store: the same on all workers, and never used before.
       timeout: seconds that any one wait may take when no bytes are at stake.
+      exchange: makes what passes tensors' bytes, for the ranks that send any.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int, *, name: str, timeout: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        world_size: int,
+        *,
+        name: str,
+        timeout: float,
+        exchange: Callable[[Sequence[int]], Exchange],
+    ) -> None:
         self.rank, self.world_size = rank, world_size
+        self.exchange = exchange
         self._mailbox = Mailbox(store, rank)
         self._name, self._timeout = name, timeout
         self._round, self._step = 0, 0
@@ -122,7 +133,7 @@ class ClusterCommunicator:
 
     def _fail(self, error: Exception, phase: str, nbytes: int) -> NoReturn:
         """Tells the others what happened here; raises what all raise."""
-        mine = Message(phase, failure=Failure.of(error, self.rank, phase))
+        mine = Message(phase, failure=Failure.of(error, self.rank, phase_of(error) or phase))
         try:
             self._write(mine, nbytes)
             if self.rank == CHIEF:
@@ -224,7 +235,7 @@ class ClusterCommunicator:
             self._mailbox.post(messages, PARTING_SECONDS)
 
     def _limit(self, nbytes: int) -> float:
-        return self._timeout + nbytes / SLOWEST_BYTES_PER_SECOND
+        return scaled(self._timeout, nbytes)
 
     def _from_others(self, key: Callable[[int], str]) -> dict[int, str]:
         return {rank: key(rank) for rank in range(self.world_size) if rank != CHIEF}

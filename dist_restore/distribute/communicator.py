@@ -7,13 +7,14 @@ other is `assign`). Knows bytes and ranks; knows no tensors.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, TypeVar
 
 import tensorflow as tf
 
 from dist_restore.distribute.cluster import ClusterCommunicator
+from dist_restore.distribute.exchange import CollectiveExchange, Exchange, LocalExchange
 from dist_restore.errors import RestoreError
 
 Result = TypeVar("Result")
@@ -60,6 +61,13 @@ class Communicator(Protocol):
             from the original where that was raised.
         """
 
+    def exchange(self, senders: Sequence[int]) -> Exchange:
+        """What passes tensors' bytes between workers: a new one, whose rounds all workers start alike.
+
+        Args:
+          senders: ranks that send any.
+        """
+
     def __enter__(self) -> Communicator:
         """Begins the talk."""
 
@@ -90,6 +98,11 @@ class LocalCommunicator:
         del phase, nbytes
         return work()
 
+    def exchange(self, senders: Sequence[int]) -> Exchange:
+        """See `Communicator.exchange`."""
+        del senders
+        return LocalExchange()
+
     def __enter__(self) -> LocalCommunicator:
         return self
 
@@ -119,8 +132,15 @@ def communicator_for(strategy: tf.distribute.Strategy, timeout: float = 600.0) -
     # Here and not above, for it imports what TF does not promise: whoever trains alone need not have it.
     from dist_restore.distribute.coordination import CoordinationService
 
-    name = f"dist_restore/{next(_TALKS)}"
-    return ClusterCommunicator(CoordinationService(tasks), rank, len(tasks), name=name, timeout=timeout)
+    talk = next(_TALKS)
+    return ClusterCommunicator(
+        CoordinationService(tasks),
+        rank,
+        len(tasks),
+        name=f"dist_restore/{talk}",
+        timeout=timeout,
+        exchange=lambda senders: CollectiveExchange(tasks, rank, senders, talk),
+    )
 
 
 def _place(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> tuple[int, list[str]]:

@@ -23,6 +23,15 @@ PROBES_PER_TICK = 4
 GRACE = {Answer.GONE: 3.0, Answer.SILENT: 30.0, Answer.REPLACED: 0.0}
 
 
+# Slower than this is a stall: a tenth of a spinning disk.
+SLOWEST_BYTES_PER_SECOND = 10e6
+
+
+def scaled(timeout: float, nbytes: int) -> float:
+    """Seconds that a wait may take while so many bytes are read or sent."""
+    return timeout + nbytes / SLOWEST_BYTES_PER_SECOND
+
+
 class Lost(Exception):
     """Peers that were waited for in vain.
 

@@ -24,6 +24,12 @@ class Source(Protocol):
     def index(self) -> CheckpointIndex:
         """Names, shapes and dtypes of everything that is stored."""
 
+    def identity(self) -> str:
+        """A hex digest that differs when the bytes of any tensor do: workers compare it, to see that all have one file.
+
+        Made of what opening has read (checksums, offsets, sizes), without reading tensor data.
+        """
+
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """Reads one tensor, or the part inside `box`.
 

@@ -6,8 +6,9 @@ one decides from the index and the files' sizes what can be decided, reads boxes
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -34,10 +35,17 @@ _MAX_INDEX_SIZE = 2 << 30
 
 
 class Bundle:
-    """An opened checkpoint bundle. All methods may be called by several threads at once."""
+    """An opened checkpoint bundle. All methods may be called by several threads at once.
 
-    def __init__(self, entries: Mapping[str, BundleEntry], parts: Mapping[str, BundleEntry], shards: Shards) -> None:
-        self.entries = entries
+    Attributes:
+      entries: by key.
+      identity: SHA-256 (hex) of the index, which holds the checksum of every tensor, and of the files' sizes.
+    """
+
+    def __init__(
+        self, entries: Mapping[str, BundleEntry], parts: Mapping[str, BundleEntry], shards: Shards, identity: str
+    ) -> None:
+        self.entries, self.identity = entries, identity
         self._parts = parts
         self._shards = shards
         self._tf_reader: TfReader | None = None
@@ -57,7 +65,7 @@ class Bundle:
         try:
             return cls._parse(prefix, path, data)
         except CompressedTableError:
-            return cls(TfReader(prefix).entries(), {}, Shards(prefix, 0))
+            return cls(TfReader(prefix).entries(), {}, Shards(prefix, 0), _identity(data, ()))
 
     @classmethod
     def _parse(cls, prefix: str, path: str, data: bytes) -> Bundle:
@@ -71,7 +79,8 @@ class Bundle:
         check_entries(entries, shards.sizes, path)
         parts = join_slices(entries, path)
         # A newer format is checked like this one first: on a shape that overflows TensorFlow ends the process.
-        return cls(entries, parts, shards) if known else cls(TfReader(prefix).entries(), {}, shards)
+        own = entries if known else TfReader(prefix).entries()
+        return cls(own, parts if known else {}, shards, _identity(data, shards.sizes))
 
     @property
     def num_shards(self) -> int:
@@ -185,6 +194,12 @@ class Bundle:
             if shared is not None:
                 wanted, target = regions.relative(shared, piece.box.begin), regions.relative(shared, box.begin)
                 yield self._parts[piece.key], wanted, target
+
+
+def _identity(index: bytes, sizes: Sequence[int]) -> str:
+    digest = hashlib.sha256(index)
+    digest.update(repr(tuple(sizes)).encode())
+    return digest.hexdigest()
 
 
 def _require_inside(entry: BundleEntry, box: Box) -> None:

@@ -52,6 +52,10 @@ class TfCheckpoint:
         """Names, shapes and dtypes; parsed once, when the checkpoint was opened."""
         return self._index
 
+    def identity(self) -> str:
+        """See `Source.identity`."""
+        return self._bundle.identity
+
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """See `Source.read`."""
         with _named(name):

@@ -1,0 +1,74 @@
+"""Whether a plan, this program's variables and the opened checkpoint belong together. Before a byte of weights is read.
+
+Run by every worker for itself: what it raises goes to all of them, with its rank.
+"""
+
+from __future__ import annotations
+
+from dist_restore.entries import PlanEntry
+from dist_restore.errors import PlanMismatchError, RestoreError
+from dist_restore.plan import RestorePlan
+from dist_restore.specs import CheckpointIndex, TargetIndex
+from dist_restore.transforms import infer
+
+_SHOWN = 5
+
+
+def require_targets(plan: RestorePlan, targets: TargetIndex) -> None:
+    """Raises `PlanMismatchError`, with the first differing variables, unless a plan was made for these variables."""
+    if plan.target_fingerprint != targets.fingerprint:
+        raise PlanMismatchError(
+            f"The plan {plan.digest[:12]} was made for other variables than this program's: "
+            f"{_difference(plan, targets)}. All workers must build the same model under the same options; "
+            "make the plan again with restorer.plan(path)."
+        )
+    specs = {v.name: v.spec for v in targets.variables}
+    if [e.target for e in plan.entries] != sorted(specs):
+        raise PlanMismatchError(
+            f"The plan {plan.digest[:12]} does not have one entry for each variable. Make it again."
+        )
+    for entry in plan.entries:
+        _require(entry.spec == specs[entry.target] and _is_whole(entry), plan, entry)
+
+
+def require_checkpoint(plan: RestorePlan, index: CheckpointIndex) -> None:
+    """Raises `PlanMismatchError` unless a plan was made for this checkpoint, and names its tensors as they are."""
+    if plan.checkpoint_fingerprint != index.fingerprint:
+        raise PlanMismatchError(
+            f"The plan {plan.digest[:12]} was made for {plan.checkpoint!r}, whose tensors are not those of "
+            f"{index.path!r}. Make it again with restorer.plan(path)."
+        )
+    specs = {t.name: t.spec for t in index.tensors}
+    for entry in plan.entries:
+        pairs = zip(entry.sources, entry.source_specs, strict=False)
+        _require(all(specs.get(name) == spec for name, spec in pairs), plan, entry)
+
+
+def _is_whole(entry: PlanEntry) -> bool:
+    """A plan may have been edited, and its digest made anew: its entries must fit all the same."""
+    return len(entry.sources) == len(entry.source_specs) and (not entry.filled or _makes(entry))
+
+
+def _makes(entry: PlanEntry) -> bool:
+    """Whether an entry's ops make a value of its target's shape and dtype out of its sources."""
+    try:
+        return bool(entry.sources) and infer(entry.ops, entry.source_specs) == entry.spec
+    except (RestoreError, ValueError, TypeError, IndexError):
+        return False
+
+
+def _require(fits: bool, plan: RestorePlan, entry: PlanEntry) -> None:
+    if not fits:
+        raise PlanMismatchError(
+            f"The plan {plan.digest[:12]} does not fit: its entry for {entry.target!r} names sources, shapes or ops "
+            "that are not those of the checkpoint and the program. Make it again.",
+            names=(entry.target,),
+        )
+
+
+def _difference(plan: RestorePlan, targets: TargetIndex) -> str:
+    planned = {e.target: str(e.spec) for e in plan.entries}
+    found = {v.name: str(v.spec) for v in targets.variables}
+    names = sorted(n for n in planned.keys() | found.keys() if planned.get(n) != found.get(n))
+    parts = [f"{n!r} is {planned.get(n, 'absent')} in the plan and {found.get(n, 'absent')} here" for n in names]
+    return "; ".join(parts[:_SHOWN]) or "their order or owners differ"

@@ -1,0 +1,76 @@
+"""What storage and network give right now, by a small sample of each; for `reads="auto"`. Called by all workers."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from dist_restore.distribute.exchange import Exchange
+from dist_restore.distribute.schedule import Unit
+from dist_restore.distribute.waiting import ticks
+from dist_restore.reading import locate
+from dist_restore.sources.base import DirectSource, Source
+
+# Pieces of a sample; the first half is not counted: storage that is limited often lends a little first.
+_PIECES = 8
+_LEAST, _MOST = 8 * (16 << 10), 16 << 20
+# Of all bytes that are read, so much may be read by all workers together to learn the rate.
+_SHARE = 0.02
+_SAMPLE_BUCKET = 1 << 20
+_ROUNDS = 2
+
+
+def storage_rate(units: Sequence[Unit], source: Source, rank: int, world_size: int, total: int) -> float:
+    """Bytes per second that this worker reads while all others do the same, elsewhere in the file; 0 where unknown.
+
+    Args:
+      units: of the plan.
+      source: the opened checkpoint.
+      rank: this worker.
+      world_size: number of workers.
+      total: bytes that are to be read in all.
+    """
+    size = int(min(_MOST, max(_LEAST, total * _SHARE / world_size))) // _PIECES
+    found = _find(units, source, rank / world_size, size * _PIECES)
+    if found is None or not isinstance(source, DirectSource):
+        return 0.0
+    name, begin = found
+    buffer = np.empty(size, np.uint8)
+    seconds = [_timed(source, name, begin + number * size, buffer) for number in range(_PIECES)]
+    return size / max(statistics.median(seconds[_PIECES // 2 :]), 1e-9)
+
+
+def _find(units: Sequence[Unit], source: Source, where: float, size: int) -> tuple[str, int] | None:
+    """A tensor that holds so many bytes, and where to begin in it: at about this fraction of the checkpoint."""
+    located = (item for item in locate(units, source) if item.places and len(item.places) == 1)
+    large = [(item.unit.reads[0].name, item.places[0].size) for item in located if item.places]
+    large = [(name, length) for name, length in large if length >= size]
+    if not large:
+        return None
+    position = where * len(large)
+    name, length = large[int(position)]
+    return name, int((position - int(position)) * (length - size))
+
+
+def _timed(source: DirectSource, name: str, begin: int, buffer: np.ndarray) -> float:
+    start = time.perf_counter()
+    source.read_stored(name, begin, buffer)
+    return time.perf_counter() - start
+
+
+def exchange_rate(exchange: Exchange, world_size: int, seconds: float) -> float:
+    """Bytes per second that each worker receives in an all-gather while it sends as much."""
+    bucket = np.zeros(_SAMPLE_BUCKET, np.uint8)
+    begin = 0.0
+    for number in range(1 + _ROUNDS):
+        if number == 1:  # the first one makes connections
+            begin = time.perf_counter()
+        future = exchange.start(failed=False, bucket=bucket)
+        for _ in ticks(future, seconds):
+            pass
+        future.result(timeout=0)
+    taken = time.perf_counter() - begin
+    return _ROUNDS * _SAMPLE_BUCKET * (world_size - 1) / max(taken, 1e-9)

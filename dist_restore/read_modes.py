@@ -1,0 +1,111 @@
+"""Which workers read the files: as asked for, or with `reads="auto"` what takes least. Called by all workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from dist_restore.config import Reads
+from dist_restore.distribute.communicator import Communicator
+from dist_restore.distribute.forecast import Forecast, Load, Rates, best, forecast, is_fast, load_of
+from dist_restore.distribute.schedule import Unit
+from dist_restore.measuring import exchange_rate, storage_rate
+from dist_restore.reading import locate
+from dist_restore.sources.base import Source
+from dist_restore.sources.storage import is_local
+from dist_restore.tables import human_bytes
+from dist_restore.wire import Measured, Reading
+
+_PHASE = "choose"
+# Where there is less to read, it does not matter who does.
+_LITTLE = 4 << 20
+
+_Choice = tuple[Reads, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class View:
+    """What one worker knows when it is time to choose.
+
+    Attributes:
+      units: of the plan.
+      source: the opened checkpoint; None where this worker does not see it.
+      readers: ranks that see it, ascending; the chief always does.
+      seconds: how long to wait for other workers.
+    """
+
+    units: tuple[Unit, ...]
+    source: Source | None
+    readers: tuple[int, ...]
+    seconds: float
+
+
+def choose_reading(talk: Communicator, wanted: Reads, view: View) -> Reading:
+    """What all workers do, the same for all: the chief decides.
+
+    Args:
+      talk: with the other workers.
+      wanted: the option.
+      view: of this worker.
+    """
+    if talk.world_size == 1:
+        return Reading(Reads.EVERY_WORKER, "there is one worker, which reads all that the plan needs", (0,))
+    mode, reason = (wanted, "it was asked for") if wanted is not Reads.AUTO else _automatic(talk, view)
+    readers = {Reads.EVERY_WORKER: tuple(range(talk.world_size)), Reads.CHIEF: (0,)}.get(mode, view.readers)
+    order = _file_order(view) if talk.rank == 0 else ()
+    return Reading.unpack(talk.broadcast(Reading(mode, reason, readers, order).pack(), _PHASE))
+
+
+def _file_order(view: View) -> tuple[int, ...]:
+    assert view.source is not None
+    numbers = {id(unit): number for number, unit in enumerate(view.units)}
+    return tuple(numbers[id(item.unit)] for item in locate(view.units, view.source))
+
+
+def _automatic(talk: Communicator, view: View) -> _Choice:
+    if view.readers == (0,):
+        return Reads.CHIEF, "only the chief sees the files"
+    blind = sorted(set(range(talk.world_size)) - set(view.readers))
+    if blind:
+        return Reads.SHARDED, f"worker(s) {', '.join(map(str, blind))} do not see the files"
+    load = load_of(view.units)
+    if load.read < _LITTLE:
+        return Reads.EVERY_WORKER, f"{human_bytes(load.read)} is too little to share"
+    return _measured(talk, view, load)
+
+
+def _measured(talk: Communicator, view: View, load: Load) -> _Choice:
+    assert view.source is not None
+    local = is_local(view.source.index().path)
+    rate = talk.run_everywhere(_PHASE, lambda: _storage_rate(talk, view, load))
+    found = [Measured.unpack(data) for data in talk.gather(Measured(rate, local).pack(), _PHASE)]
+    slowest, local = min(m.storage for m in found), all(m.local for m in found)
+    if not slowest:
+        mode = Reads.EVERY_WORKER if local else Reads.SHARDED
+        return mode, f"the storage is {'local' if local else 'remote'}; no sample of it could be read"
+    if is_fast(load, talk.world_size, slowest):
+        return Reads.EVERY_WORKER, f"every worker reads {human_bytes(slowest)}/s, which no exchange would beat"
+    passed = talk.run_everywhere(_PHASE, lambda: _exchange_rate(talk, view))
+    network = min(json.loads(data) for data in talk.gather(json.dumps(passed).encode(), _PHASE))
+    rates = Rates(slowest, slowest * talk.world_size, network, passes=2 if local else 1)
+    forecasts = forecast(load, talk.world_size, rates)
+    chosen = best(forecasts, seen_by_all=True)
+    return chosen.mode, _explain(forecasts, rates)
+
+
+def _storage_rate(talk: Communicator, view: View, load: Load) -> float:
+    assert view.source is not None
+    return storage_rate(view.units, view.source, talk.rank, talk.world_size, load.read)
+
+
+def _exchange_rate(talk: Communicator, view: View) -> float:
+    return exchange_rate(talk.exchange(view.readers), talk.world_size, view.seconds)
+
+
+def _explain(forecasts: Sequence[Forecast], rates: Rates) -> str:
+    expected = ", ".join(f"{f.mode.value} {f.seconds:.2f} s" for f in forecasts)
+    return (
+        f"expected are {expected}, at {human_bytes(rates.storage_each)}/s from storage and "
+        f"{human_bytes(rates.exchange_each)}/s from other workers, for each worker"
+    )

@@ -1,0 +1,339 @@
+"""One plan or restore from begin to end: plan on the chief, agree, check, assign, verify. Called by all workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import TypeVar
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from dist_restore.agreement import require_checkpoint, require_targets
+from dist_restore.assign import Assigner
+from dist_restore.config import Reads, RestoreConfig, Unmatched, Verify
+from dist_restore.distribute.communicator import communicator_for
+from dist_restore.distribute.schedule import Unit, make_units
+from dist_restore.distribute.sharing import make_schedule
+from dist_restore.distribute.waiting import scaled
+from dist_restore.errors import (
+    CheckpointNotFoundError,
+    PlanMismatchError,
+    RestoreError,
+    UnsupportedFormatError,
+    VerificationError,
+)
+from dist_restore.execute import (
+    Assigned,
+    Ledger,
+    Limits,
+    assign_shared,
+    assign_units,
+    check_sources,
+    live_values,
+    verify_replicas,
+)
+from dist_restore.plan import RestorePlan
+from dist_restore.read_modes import View, choose_reading
+from dist_restore.refusal import refuse_problems
+from dist_restore.report import tensorboard
+from dist_restore.report.progress import Progress, progress
+from dist_restore.report.report import PhaseSeconds, RestoreReport
+from dist_restore.resolve.resolver import Options, resolve
+from dist_restore.resolve.rules import RuleSet
+from dist_restore.sources.base import Source
+from dist_restore.sources.open import open_checkpoint, resolve_path
+from dist_restore.sources.storage import is_local
+from dist_restore.string_values import is_string, parse_strings, read_strings
+from dist_restore.targets import Restorable, Targets, find_targets, guess_strategy
+from dist_restore.wire import Acknowledgement, Decision, Reading
+
+Result = TypeVar("Result")
+
+
+class Session:
+    """One plan or one restore, with its clock. Used once.
+
+    Args:
+      target: what is restored into.
+      strategy: where its variables live; taken from them when None.
+      rules: say which names changed.
+      config: the options.
+    """
+
+    def __init__(
+        self, target: Restorable, strategy: tf.distribute.Strategy | None, rules: RuleSet, config: RestoreConfig
+    ) -> None:
+        self._target, self._given, self._strategy = target, strategy, guess_strategy(target, strategy)
+        self._rules, self._config = rules, config
+        self._talk = communicator_for(self._strategy, config.timeout)
+        self._stack = ExitStack()
+        self._seconds: list[tuple[str, float]] = []
+        self._path = ""
+        self._source: Source | None = None
+
+    def plan(self, path: str | Mapping[str, str]) -> RestorePlan:
+        """See `DistributedRestorer.plan`."""
+        with self._stack, self._talk:
+            targets = self._run("resolve", self._find)
+            plan = self._decide(path, None, targets)
+            self._run("agree", lambda: require_targets(plan, targets.index))
+            return plan
+
+    def restore(self, path: str | Mapping[str, str], given: RestorePlan | None) -> RestoreReport:
+        """See `DistributedRestorer.restore` and `apply`."""
+        with self._stack, self._talk:
+            targets = self._run("resolve", self._find)
+            plan = self._decide(path, given, targets)
+            acknowledgements = self._agree(plan, given, targets)
+            units = make_units(plan.entries)
+            reading = self._choose(units, acknowledgements)
+            self._check(units, reading)
+            assigned = self._assign(units, reading, targets)
+            self._verify(assigned, targets)
+            return self._finish(plan, reading, assigned)
+
+    def _run(self, phase: str, work: Callable[[], Result], nbytes: int = 0) -> Result:
+        start = time.perf_counter()
+        result = self._talk.run_everywhere(phase, work, nbytes)
+        self._seconds.append((phase, time.perf_counter() - start))
+        return result
+
+    def _find(self) -> Targets:
+        targets = find_targets(self._target, self._given)
+        if targets.strategy is not self._strategy:
+            raise RestoreError(
+                f"The variables live under {type(targets.strategy).__name__}, and the first of them do not. "
+                "Pass strategy= to DistributedRestorer."
+            )
+        return targets
+
+    # What the chief decides, and everybody agrees to.
+
+    def _decide(self, path: str | Mapping[str, str], given: RestorePlan | None, targets: Targets) -> RestorePlan:
+        """The path is resolved and the plan made once, on the chief; all get both."""
+        plan = self._run("resolve", lambda: self._decide_alone(path, given, targets))
+        if self._talk.world_size == 1:
+            assert plan is not None
+            return plan
+        start = time.perf_counter()
+        mine = Decision(self._path, plan).pack() if plan is not None else b""
+        decision = Decision.unpack(self._talk.broadcast(mine, "broadcast", len(mine)))
+        self._path = decision.path
+        self._seconds.append(("broadcast", time.perf_counter() - start))
+        return decision.plan
+
+    def _decide_alone(
+        self, path: str | Mapping[str, str], given: RestorePlan | None, targets: Targets
+    ) -> RestorePlan | None:
+        if self._talk.rank != 0:
+            return None
+        if isinstance(path, Mapping):
+            raise UnsupportedFormatError(
+                "A mapping of several checkpoints is not read by this version; pass one path, or restore twice."
+            )
+        self._path = resolve_path(path)
+        source = self._open()
+        options = Options(
+            keep_unmatched=self._config.unmatched is Unmatched.KEEP, verify_slices=self._config.verify_slices
+        )
+        return given or resolve(source.index(), targets.index, self._rules, options)
+
+    def _open(self) -> Source:
+        self._source = open_checkpoint(self._path)
+        self._stack.callback(self._source.close)
+        return self._source
+
+    def _agree(self, plan: RestorePlan, given: RestorePlan | None, targets: Targets) -> tuple[Acknowledgement, ...]:
+        """All that names, shapes and dtypes can show is refused here, before a byte of weights is read."""
+        mine = self._run("agree", lambda: self._acknowledge(plan, given, targets))
+        found = tuple(Acknowledgement.unpack(data) for data in self._talk.gather(mine.pack(), "agree"))
+        self._run("agree", lambda: self._compare(mine, found[0]))
+        return found
+
+    def _acknowledge(self, plan: RestorePlan, given: RestorePlan | None, targets: Targets) -> Acknowledgement:
+        if given is not None and given.digest != plan.digest:
+            raise PlanMismatchError(
+                f"The chief applies the plan {plan.digest[:12]}, and this worker {given.digest[:12]}."
+            )
+        require_targets(plan, targets.index)
+        source = self._source or self._look()
+        if source is not None:
+            require_checkpoint(plan, source.index())
+        refuse_problems(plan)
+        if self._config.log_dir and self._talk.rank == 0:
+            tf.io.gfile.makedirs(self._config.log_dir)
+        return Acknowledgement(plan.digest, source.identity() if source else "", self._options())
+
+    def _look(self) -> Source | None:
+        """Opens the chief's checkpoint here, where this worker may have to read it; None where it is not to be seen."""
+        if self._config.reads is Reads.CHIEF:
+            return None
+        try:
+            return self._open()
+        except CheckpointNotFoundError:
+            if self._config.reads is Reads.EVERY_WORKER:
+                raise
+            return None
+
+    def _options(self) -> str:
+        config = self._config
+        return f"reads={config.reads.value} verify={config.verify.value} memory_budget={config.memory_budget}"
+
+    def _compare(self, mine: Acknowledgement, chiefs: Acknowledgement) -> None:
+        if mine.digest != chiefs.digest:
+            raise PlanMismatchError(f"The chief has the plan {chiefs.digest[:12]}, and this worker {mine.digest[:12]}.")
+        if mine.options != chiefs.options:
+            raise PlanMismatchError(
+                f"This worker's restorer has {mine.options}, the chief's {chiefs.options}. Give all workers the same."
+            )
+        if mine.identity and mine.identity != chiefs.identity:
+            raise PlanMismatchError(
+                f"{self._path}: this worker sees other files under this path than the chief (their checksums or sizes "
+                "differ). Copy the chief's there, remove them, or pass reads='chief'."
+            )
+
+    def _choose(self, units: tuple[Unit, ...], acknowledgements: Sequence[Acknowledgement]) -> Reading:
+        start = time.perf_counter()
+        readers = tuple(rank for rank, a in enumerate(acknowledgements) if a.identity)
+        view = View(units, self._source, readers, self._config.timeout)
+        reading = choose_reading(self._talk, self._config.reads, view)
+        self._seconds.append(("choose", time.perf_counter() - start))
+        if self._talk.rank == 0 and self._talk.world_size > 1:
+            logging.info("dist_restore: reads=%s, because %s", reading.mode.value, reading.reason)
+        return reading
+
+    # Carrying it out.
+
+    def _check(self, units: tuple[Unit, ...], reading: Reading) -> None:
+        """Where storage is local, reading twice costs little, and nothing changes where a byte is wrong.
+
+        Shared reads are read once: what is wrong is found before its tensor is assigned anywhere.
+        """
+        if self._config.verify is not Verify.NONE and reading.mode is not Reads.SHARDED:
+            self._run(
+                "check", lambda: self._check_own(units, reading), sum(r.spec.nbytes for u in units for r in u.reads)
+            )
+
+    def _check_own(self, units: tuple[Unit, ...], reading: Reading) -> None:
+        source = self._source
+        if source is None or self._talk.rank not in reading.readers or not is_local(source.index().path):
+            return
+        with self._progress("check", sum(r.spec.nbytes for u in units for r in u.reads)) as bar:
+            check_sources(units, source, bar, self._config.memory_budget)
+
+    def _assign(self, units: tuple[Unit, ...], reading: Reading, targets: Targets) -> list[Assigned]:
+        size = sum(e.bytes for u in units for e in u.entries)
+        handles = dict(targets.handles)
+        assigner = Assigner(self._strategy, self._talk.rank, self._talk.world_size)
+        with self._progress("restore", size) as bar:
+            ledger = Ledger(handles, assigner, bar)
+            if reading.mode is Reads.EVERY_WORKER:
+                self._run("assign", lambda: self._assign_own(units, ledger), size)
+            else:
+                self._assign_shared(units, reading, ledger, size)
+        return ledger.assigned
+
+    def _assign_own(self, units: tuple[Unit, ...], ledger: Ledger) -> None:
+        assert self._source is not None
+        live_of = live_values(units, ledger)
+        assign_units(units, self._source, ledger, live_of, self._config.memory_budget)
+
+    def _assign_shared(self, units: tuple[Unit, ...], reading: Reading, ledger: Ledger, size: int) -> None:
+        ordered = [units[number] for number in reading.order]
+        self._assign_strings([unit for unit in ordered if is_string(unit)], ledger)
+        ordered = [unit for unit in ordered if not is_string(unit)]
+        schedule = make_schedule(ordered, reading.readers, self._talk.world_size, self._config.memory_budget // 2)
+        largest = max((unit.nbytes for unit in ordered), default=0)
+        limits = Limits(self._config.memory_budget, scaled(self._config.timeout, largest))
+        exchange = self._talk.exchange(reading.readers)
+        done = self._run(
+            "assign",
+            lambda: assign_shared(
+                schedule, self._talk.rank, self._source, ledger, live_values(ordered, ledger), exchange, limits
+            ),
+            size,
+        )
+        if not done:
+            raise RestoreError(f"internal: another worker stopped, and nobody said why. {ledger.changed()}")
+
+    def _assign_strings(self, units: Sequence[Unit], ledger: Ledger) -> None:
+        """Few if any; before the rest, so that nothing has changed where they cannot be read."""
+        if not units:
+            return
+        source = self._source if self._talk.rank == 0 else None
+        data = self._run("read", lambda: read_strings(units, source) if source is not None else b"")
+        data = self._talk.broadcast(data, "read", len(data))
+        self._run("assign", lambda: ledger.assign(parse_strings(units, data)))
+
+    # Afterwards.
+
+    def _verify(self, assigned: list[Assigned], targets: Targets) -> None:
+        if self._config.verify is not Verify.REPLICAS:
+            return
+        size = sum(a.nbytes for a in assigned)
+        handles = dict(targets.handles)
+        assigner = Assigner(self._strategy, self._talk.rank, self._talk.world_size)
+        self._run("verify", lambda: verify_replicas(assigned, handles, assigner), size)
+        if self._talk.world_size > 1:
+            mine = sorted((a.name, a.crc32c) for a in assigned)
+            chiefs = self._talk.broadcast(np.array([crc for _, crc in mine], "<u4").tobytes(), "verify")
+            self._run("verify", lambda: _compare_with_chief(mine, np.frombuffer(chiefs, "<u4")))
+
+    def _finish(self, plan: RestorePlan, reading: Reading, assigned: list[Assigned]) -> RestoreReport:
+        counts = self._talk.gather(str(self._source.bytes_read if self._source else 0).encode(), "report")
+        report = RestoreReport(
+            plan=plan,
+            seconds=self._chiefs_seconds(),
+            bytes_read=tuple(int(count) for count in counts),
+            reads=reading.mode.value,
+            reads_reason=reading.reason,
+            verify=self._config.verify.value,
+            verified=self._config.verify is not Verify.NONE,
+            hashes=tuple((a.name, f"{a.crc32c:08x}") for a in assigned),
+            world_size=self._talk.world_size,
+        )
+        self._talk.run_everywhere("report", lambda: self._log(report))
+        return report
+
+    def _chiefs_seconds(self) -> PhaseSeconds:
+        """The report is the same on all workers."""
+        lines = "\n".join(f"{name} {taken!r}" for name, taken in self._seconds)
+        text = self._talk.broadcast(lines.encode(), "report").decode()
+        pairs = (line.split() for line in text.splitlines())
+        return PhaseSeconds(tuple((name, float(taken)) for name, taken in pairs))
+
+    def _progress(self, title: str, total: int) -> AbstractContextManager[Progress]:
+        enabled = self._config.progress if self._talk.rank == 0 else False
+        return progress(total, enabled, title)
+
+    def _log(self, report: RestoreReport) -> None:
+        if self._talk.rank != 0:
+            return
+        coverage = report.coverage
+        logging.info(
+            "dist_restore: filled %d of %d variables (%.1f%% of the bytes) from %s in %.2f s",
+            coverage.filled().variables,
+            coverage.total().variables,
+            100 * coverage.bytes,
+            report.plan.checkpoint,
+            report.seconds.total,
+        )
+        if self._config.log_dir:
+            tensorboard.write(report, self._config.log_dir)
+
+
+def _compare_with_chief(mine: Sequence[tuple[str, int]], chiefs: np.ndarray) -> None:
+    """Every worker must have assigned the same values."""
+    if len(mine) != len(chiefs):
+        raise VerificationError(f"this worker assigned {len(mine)} variables, and the chief {len(chiefs)}")
+    wrong = tuple(name for (name, crc), other in zip(mine, chiefs.tolist(), strict=True) if crc != other)
+    if wrong:
+        names = ", ".join(repr(name) for name in wrong[:10])
+        raise VerificationError(
+            f"{len(wrong)} variable(s) got other values here than on the chief: {names}. The workers read different "
+            "bytes, or a memory is faulty. Restore again with reads='chief'.",
+            names=wrong,
+        )
