@@ -58,11 +58,13 @@ def blank(shape: Sequence[int], dtype: str) -> Blank | None:
     """A tensor of memory that nobody has written to yet; None where there is no such thing for the dtype."""
     if dtype not in _DTYPES or not _PRIVATE or not tf.executing_eagerly():
         return None
+    eager = context.context()  # first of all: before anything else has asked for it there can be no tensor
+    eager.ensure_initialized()
     size = framework_ops.EagerTensor(np.array(shape, np.int32), None, None)
     with tf.device(_HOST):
         # 8 us; tf.raw_ops.Empty takes 50.
         tensor = pywrap_tfe.TFE_Py_FastPathExecute(
-            context.context(), "Empty", None, size, "dtype", tf.as_dtype(dtype).as_datatype_enum, "init", False
+            eager, "Empty", None, size, "dtype", tf.as_dtype(dtype).as_datatype_enum, "init", False
         )
     array = tensor._numpy()
     if not array.flags.writeable:

@@ -35,6 +35,7 @@ from dist_restore.execute import (
     live_values,
     verify_replicas,
 )
+from dist_restore.phases import during
 from dist_restore.plan import RestorePlan
 from dist_restore.read_modes import View, choose_reading
 from dist_restore.refusal import refuse_problems
@@ -118,11 +119,10 @@ class Session:
         if self._talk.world_size == 1:
             assert plan is not None
             return plan
-        start = time.perf_counter()
-        mine = Decision(self._path, plan).pack() if plan is not None else b""
-        decision = Decision.unpack(self._talk.broadcast(mine, "broadcast", len(mine)))
+        mine = self._run("broadcast", lambda: Decision(self._path, plan).pack() if plan is not None else b"")
+        data = self._talk.broadcast(mine, "broadcast", len(mine))
+        decision = self._run("broadcast", lambda: Decision.unpack(data))
         self._path = decision.path
-        self._seconds.append(("broadcast", time.perf_counter() - start))
         return decision.plan
 
     def _decide_alone(
@@ -221,7 +221,8 @@ class Session:
         source = self._source
         if source is None or self._talk.rank not in reading.readers or not is_local(source.index().path):
             return
-        with self._progress("check", sum(r.spec.nbytes for u in units for r in u.reads)) as bar:
+        size = sum(r.spec.nbytes for u in units for r in u.reads)
+        with during("read"), self._progress("check", size) as bar:
             check_sources(units, source, bar, self._config.memory_budget)
 
     def _assign(self, units: tuple[Unit, ...], reading: Reading, targets: Targets) -> list[Assigned]:
@@ -292,7 +293,7 @@ class Session:
             reads_reason=reading.reason,
             verify=self._config.verify.value,
             verified=self._config.verify is not Verify.NONE,
-            hashes=tuple((a.name, f"{a.crc32c:08x}") for a in assigned),
+            hashes=tuple(sorted((a.name, f"{a.crc32c:08x}") for a in assigned)),
             world_size=self._talk.world_size,
         )
         self._talk.run_everywhere("report", lambda: self._log(report))

@@ -117,7 +117,7 @@ class _Sharing:
                 pass
             if not future.done():
                 raise RestoreError(
-                    f"the other workers did not come to the next exchange of tensors in {self._seconds:g} s. "
+                    f"the other workers did not come to the next exchange of tensors in {self._seconds:.1f} s. "
                     "One of them is stuck, or its storage is slower than `timeout` allows."
                 )
             return future.result()

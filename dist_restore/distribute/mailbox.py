@@ -94,7 +94,7 @@ class Mailbox:
 
     def _too_late(self, ranks: Sequence[int], seconds: float) -> Lost:
         answer = self._liveness.ask(ranks[0])
-        return Lost(ranks, f"it did not come this far in {seconds:g} s; {answer.value}", late=True)
+        return Lost(ranks, f"it did not come this far in {seconds:.1f} s; {answer.value}", late=True)
 
     def _bury(self, keys: Mapping[int, str], found: dict[int, Message]) -> None:
         """Gives up ranks that are dead; but one that wrote before it ended has done its part."""

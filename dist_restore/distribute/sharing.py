@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from dist_restore.distribute.schedule import Unit, parts_of
@@ -19,8 +19,9 @@ from dist_restore.specs import TensorSpec
 
 # Behind each value its CRC32C, as little-endian uint32, so that what arrives can be compared.
 TRAILER = 4
-# Small neighbours in the file stay with one reader, which reads them at once.
-_CLUSTER = 1 << 20
+# Small neighbours in the file stay with one reader, which reads them at once: up to so many bytes, and not more than a
+# small part of its share, for balance.
+_CLUSTER, _SMALLEST_CLUSTER, _CLUSTERS_PER_SHARE = 1 << 20, 16 << 10, 32
 # What all workers together send in one round, and the least that one of them does. On localhost 2 MB from each of 4
 # workers passed twice as fast as 512 KB, and 8 MB was no faster.
 _ROUND = 8 << 20
@@ -142,7 +143,7 @@ def make_schedule(units: Sequence[Unit], readers: Sequence[int], world_size: int
       world_size: number of workers.
       memory_budget: bytes of values that are under way at once; a larger value passes alone.
     """
-    clusters = list(_clusters(units))
+    clusters = list(_clusters(units, len(readers)))
     owners = share_out([sum(map(read_bytes, cluster)) for cluster in clusters], readers)
     shares = {rank: [u for c, o in zip(clusters, owners, strict=True) if o == rank for u in c] for rank in readers}
     bucket = bucket_size(world_size, memory_budget)
@@ -182,12 +183,13 @@ def share_out(sizes: Sequence[int], readers: Sequence[int]) -> tuple[int, ...]:
     return tuple(owners)
 
 
-def _clusters(units: Iterable[Unit]) -> Iterator[list[Unit]]:
+def _clusters(units: Sequence[Unit], readers: int) -> Iterator[list[Unit]]:
+    sizes = [read_bytes(unit) for unit in units]
+    most = max(_SMALLEST_CLUSTER, min(_CLUSTER, sum(sizes) // readers // _CLUSTERS_PER_SHARE))
     cluster: list[Unit] = []
     size = 0
-    for unit in units:
-        nbytes = read_bytes(unit)
-        if cluster and size + nbytes > _CLUSTER:
+    for unit, nbytes in zip(units, sizes, strict=True):
+        if cluster and size + nbytes > most:
             yield cluster
             cluster, size = [], 0
         cluster.append(unit)
@@ -211,33 +213,37 @@ def _lay_out(streams: Sequence[Sequence[int]], bucket: int, budget: int) -> list
     round_, begun = 0, 0
     while any(lane.busy for lane in lanes):
         for lane in lanes:
-            others = begun - lane.left
+            others = begun - lane.begun
             lane.advance(round_ * bucket, bucket, max(0, budget - others) if others else None)
-            begun = others + lane.left
+            begun = others + lane.begun
         round_ += 1
     return [lane.offsets for lane in lanes]
 
 
 class _Cursor:
-    """How far one stream has come; `left` is what is missing of the value that has begun."""
+    """How far one stream has come; `begun` is the size of the value that has begun and not ended."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes
+        self._left = 0
         self.offsets: list[int] = []
-        self.left = 0
+
+    @property
+    def begun(self) -> int:
+        return self._sizes[len(self.offsets) - 1] if self._left else 0
 
     @property
     def busy(self) -> bool:
-        return self.left > 0 or len(self.offsets) < len(self._sizes)
+        return self._left > 0 or len(self.offsets) < len(self._sizes)
 
     def advance(self, begin: int, bucket: int, room: int | None) -> None:
         """Fills one bucket. A value that reaches beyond it begins only if it has that much room; None is any."""
-        used = min(self.left, bucket)
-        self.left -= used
-        while used < bucket and not self.left and len(self.offsets) < len(self._sizes):
+        used = min(self._left, bucket)
+        self._left -= used
+        while used < bucket and not self._left and len(self.offsets) < len(self._sizes):
             size = self._sizes[len(self.offsets)]
             sent = min(size, bucket - used)
             if sent < size and room is not None and size > room:
                 return
             self.offsets.append(begin + used)
-            used, self.left = used + sent, size - sent
+            used, self._left = used + sent, size - sent

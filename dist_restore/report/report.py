@@ -64,7 +64,7 @@ class RestoreReport:
       reads: which workers read the files: the mode that was chosen.
       reads_reason: why that mode.
       verify: the option: `none`, `checksum` or `replicas`.
-      hashes: `(variable, hex digest)` of what was assigned; empty when nothing was hashed.
+      hashes: `(variable, hex digest)` of what was assigned, sorted; empty when nothing was hashed.
       world_size: number of workers.
     """
 
