@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import harness
@@ -106,8 +107,10 @@ def files_appear(cluster: LocalCluster, folder: pathlib.Path, name: str) -> None
 
 
 def together(figures: list[Measurement]) -> dict[str, float]:
-    """One measurement of all workers: the slowest one's time, the largest one's memory and bytes, and sums."""
+    """One measurement of all workers: the slowest one's time, the largest one's memory and bytes, sums; its chief's."""
+    chiefs = {key: value for key, value in figures[0].items() if key.startswith(("took_", "phase_"))}
     return {
+        **chiefs,
         "seconds": max(f["seconds"] for f in figures),
         "read_mb": max(f["read_mb"] for f in figures),
         "all_read_mb": sum(f["read_mb"] for f in figures),
@@ -120,12 +123,28 @@ def of(results: list[Result], **wanted: object) -> Result:
     return next(r for r in results if all(r.case[k] == v for k, v in wanted.items()))
 
 
+def taken(result: Result) -> str:
+    """What `auto` took, and how often."""
+    modes = Counter(key.removeprefix("took_") for run in result.runs for key in run if key.startswith("took_"))
+    return f": {', '.join(f'{mode} {count}x' for mode, count in modes.most_common())}"
+
+
+def phases(results: list[Result]) -> str:
+    """A table of the chief's seconds by phase, of our modes."""
+    ours = [result for result in results if result.case["reads"] != "native"]
+    names = list(dict.fromkeys(key for r in ours for run in r.runs for key in run if key.startswith("phase_")))
+    keys = ("storage", "workers", "reads")
+    lines = [[*(str(r.case[k]) for k in keys), *(f"{r.median(n):.3f}".replace("nan", "") for n in names)] for r in ours]
+    return harness.table([*keys, *(name.removeprefix("phase_") for name in names)], lines)
+
+
 def rows(results: list[Result]) -> Iterator[list[str]]:
     for result in results:
         case = result.case
         native = of(results, storage=case["storage"], workers=case["workers"], reads="native")
         yield [
-            *(str(case[key]) for key in ("storage", "workers", "reads")),
+            *(str(case[key]) for key in ("storage", "workers")),
+            f"{case['reads']}{taken(result) if case['reads'] == 'auto' else ''}",
             f"{result.median():.3f}",
             f"{result.median() / native.median():.2f}",
             f"{result.median('served'):.2f}" if case["storage"] == "limited" else "",
@@ -189,7 +208,8 @@ def run(quick: bool) -> tuple[str, Mapping[str, float]]:
     others = sorted(run["others"] for result in results for run in result.runs)
     note += f"\n\nProcessors used by others just before a restore: {statistics.median(others):.1f} (median), "
     note += f"{others[-1]:.1f} (most)."
-    return harness.table(HEADERS, rows(results)) + f"\n\n{note}", ratios_of(results)
+    text = f"{harness.table(HEADERS, rows(results))}\n\nThe chief's seconds by phase:\n\n{phases(results)}\n\n{note}"
+    return text, ratios_of(results)
 
 
 if __name__ == "__main__":
