@@ -32,7 +32,7 @@ format: $(READY) ## put the code into the form that check wants
 	@$(BIN)/ruff format .
 
 bench: $(READY) ## all benchmarks, an hour or so; tables go to scripts/benchmarks/RESULTS.md (ARGS=--quick: one small size)
-	@for name in slices plan many single; do $(BIN)/python scripts/benchmarks/$$name.py $(ARGS) || exit 1; done
+	@for name in slices plan many single cluster; do $(BIN)/python scripts/benchmarks/$$name.py $(ARGS) || exit 1; done
 
 wheel: $(READY) ## build dist/*.whl
 	@$(BIN)/python -m build --wheel
@@ -47,5 +47,5 @@ $(READY): pyproject.toml constraints.txt
 		|| { echo "Python >= 3.11 is needed; make PYTHON=/path/to/python3.11 names one"; exit 1; }
 	@echo "Setting up $(VENV) with TensorFlow and the tools; that takes a minute or more, and happens once."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -qq -e '.[test,dev]'
+	@$(BIN)/python -m pip install -qq -e '.[test,dev,bench]'
 	@touch $@

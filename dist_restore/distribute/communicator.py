@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import tensorflow as tf
 
 from dist_restore.distribute.cluster import ClusterCommunicator
-from dist_restore.distribute.exchange import CollectiveExchange, Exchange, LocalExchange
+from dist_restore.distribute.exchange import CollectiveExchange, Exchange, LocalExchange, keys_of
 from dist_restore.errors import RestoreError
 
 Result = TypeVar("Result")
@@ -133,13 +133,14 @@ def communicator_for(strategy: tf.distribute.Strategy, timeout: float = 600.0) -
     from dist_restore.distribute.coordination import CoordinationService
 
     talk = next(_TALKS)
+    keys = keys_of(talk)
     return ClusterCommunicator(
         CoordinationService(tasks),
         rank,
         len(tasks),
         name=f"dist_restore/{talk}",
         timeout=timeout,
-        exchange=lambda senders: CollectiveExchange(tasks, rank, senders, talk),
+        exchange=lambda senders: CollectiveExchange(tasks, rank, senders, keys),
     )
 
 

@@ -7,7 +7,8 @@ receives all the time. Where one worker alone has data, a broadcast does (0.4 s 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
@@ -61,6 +62,11 @@ class LocalExchange:
         return future
 
 
+def keys_of(talk: int) -> Iterator[int]:
+    """Keys for the collectives of a talk, two for each round; of its number, which is the same on all workers."""
+    return itertools.count(talk % _TALKS * _KEYS_PER_TALK, 2)
+
+
 class CollectiveExchange:
     """See `Exchange`.
 
@@ -71,18 +77,19 @@ class CollectiveExchange:
       tasks: device names of all workers, by rank, such as `/job:worker/replica:0/task:1`.
       rank: this worker.
       senders: ranks that send bytes.
-      talk: number of this talk, the same on all workers.
+      keys: of this talk (`keys_of`), from which all its exchanges take: TensorFlow remembers under each key the shape
+        that it was first used with, and another shape is an error.
     """
 
-    def __init__(self, tasks: Sequence[str], rank: int, senders: Sequence[int], talk: int) -> None:
+    def __init__(self, tasks: Sequence[str], rank: int, senders: Sequence[int], keys: Iterator[int]) -> None:
         self._device = f"{tasks[rank]}/device:CPU:0"
         self._world_size, self._rank = len(tasks), rank
         self._senders = tuple(senders)
-        self._next_key = talk % _TALKS * _KEYS_PER_TALK
+        self._keys = keys
 
     def start(self, *, failed: bool, bucket: np.ndarray) -> Future[Round]:
         """See `Exchange.start`."""
-        key, self._next_key = self._next_key, self._next_key + 2
+        key = next(self._keys)
         run = self._from_one if len(self._senders) == 1 else self._from_all
         return in_thread(lambda: self._translated(lambda: run(key, failed, bucket)))
 

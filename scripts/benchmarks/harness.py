@@ -59,13 +59,16 @@ def read_config(name: str, *, quick: bool) -> dict[str, object]:
     return {**config, **(overrides if quick else {})}
 
 
-def run_in_turn(cases: Sequence[Case], repeats: int) -> list[Result]:
-    """Measures all cases `repeats` times, each time in a fresh process, in turn."""
+def run_in_turn(
+    cases: Sequence[Case], repeats: int, measure: Callable[[Case], Measurement] | None = None
+) -> list[Result]:
+    """Measures all cases `repeats` times, in turn, each time in a fresh process or as `measure` does it."""
+    measure = measure or in_process
     runs: list[list[Measurement]] = [[] for _ in cases]
     for turn in range(repeats):
         for case, found in zip(cases, runs, strict=True):
             print(f"  {turn + 1}/{repeats} {label(case)}", end="", file=sys.stderr, flush=True)
-            found.append(in_process(case))
+            found.append(measure(case))
             print(f"  {found[-1].get('seconds', 0):.3f} s", file=sys.stderr)
     return [Result(case, tuple(found)) for case, found in zip(cases, runs, strict=True)]
 
