@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 # Below Linux' range for outgoing connections (32768 and up): none of those takes a port before its server does.
-_PORTS = range(20000, 32000)
+PORTS = range(20000, 32000)
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 
@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens at."""
     free: list[int] = []
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         if len(free) == count:
             break
         with socket.socket() as probe, contextlib.suppress(OSError):
