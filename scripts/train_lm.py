@@ -40,7 +40,7 @@ from lm.sizes import Sizes
 from lm.state import State, build
 from lm.strategies import STRATEGIES, Devices
 from lm.training import Step, steps
-from lm.workers import Workers
+from lm.workers import LOST, Workers, lost
 
 _SIZES = Sizes()
 
@@ -154,10 +154,10 @@ def main(argv: list[str]) -> int:
         return _run()
     except (dr.RestoreError, ValueError) as error:
         sys.exit(f"train_lm: {type(error).__name__}: {error}")
-    except tf.errors.OpError as error:
+    except LOST as error:
         if _STRATEGY.value != "multiworker":
             raise
-        sys.exit(f"train_lm: this worker cannot go on, most likely because another has ended: {error.message}")
+        sys.exit(f"train_lm: {lost(error)}")
     except KeyboardInterrupt:
         print("\nstopped at once: what was saved before stays as it is, nothing was saved now", flush=True)
         return 130

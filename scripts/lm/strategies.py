@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -63,14 +64,20 @@ def _multiworker(devices: Devices) -> tf.distribute.Strategy:
 
 def _tpu(devices: Devices) -> tf.distribute.Strategy:
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
-            devices.tpu, devices.tpu_zone or None, devices.tpu_project or None
-        )
-    except RuntimeError as error:
-        raise ValueError(f"--tpu={devices.tpu} names no TPU that can be found: {error}") from error
+        return tf.distribute.TPUStrategy(_connect(devices))
+    except (RuntimeError, OSError, tf.errors.OpError) as error:
+        name = devices.tpu or os.environ.get("TPU_NAME", "")
+        raise ValueError(f"no TPU answers for --tpu={name}: {str(error).splitlines()[0]}") from error
+
+
+def _connect(devices: Devices) -> tf.distribute.cluster_resolver.TPUClusterResolver:
+    """`local`, names of TPUs and of pod slices, and addresses are all the resolver's own business."""
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+        devices.tpu, devices.tpu_zone or None, devices.tpu_project or None
+    )
     tf.config.experimental_connect_to_cluster(resolver)
     tf.tpu.experimental.initialize_tpu_system(resolver)
-    return tf.distribute.TPUStrategy(resolver)
+    return resolver
 
 
 def _logical_cpus(count: int) -> list[str]:

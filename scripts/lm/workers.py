@@ -12,6 +12,19 @@ from dist_restore.distribute.communicator import communicator_for
 
 Result = TypeVar("Result")
 
+# What a collective raises when another worker has gone.
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+
+
+def lost(error: tf.errors.OpError) -> str:
+    """Says it in one line: TensorFlow's own message has the whole graph in it."""
+    lines = error.message.splitlines()
+    why = next((line for line in lines if "abort" in line.lower()), lines[0] if lines else type(error).__name__)
+    return (
+        f"another worker has ended, or cannot be reached ({why.strip()}). What was saved before stays as it is; start "
+        "all workers once more to go on from there"
+    )
+
 
 class Workers:
     """The workers of a strategy. All methods are called by all of them, in the same order.
@@ -48,7 +61,8 @@ class Workers:
     def ask_chief(self, phase: str, decide: Callable[[], str]) -> str:
         """Returns what the chief decides; what it raises ends all."""
         with communicator_for(self._strategy) as talk:
-            return talk.broadcast(decide().encode() if self.is_chief else b"", phase).decode()
+            mine = talk.run_everywhere(phase, lambda: decide() if self.is_chief else "")
+            return talk.broadcast(mine.encode(), phase).decode()
 
     def together(self, phase: str, work: Callable[[], Result], nbytes: int = 0) -> Result:
         """Runs `work` on all workers and returns when all are done; a failure of one ends all.
