@@ -79,8 +79,7 @@ _TPU = flags.DEFINE_string(
     "tpu",
     "",
     "The TPU for --strategy=tpu. local: that of the TPU VM that this runs on. A name: that TPU or pod slice, found by "
-    "Cloud TPU's own service. An address such as 10.0.0.2:8470: that one. Empty: what the environment variable TPU_NAME "
-    "says.",
+    "Cloud TPU's own service. An address such as 10.0.0.2:8470: that one. Empty: what TPU_NAME says, if it is set.",
 )
 _TPU_ZONE = flags.DEFINE_string("tpu_zone", "", "Zone of a TPU that is given by its name. Empty: this machine's zone.")
 _TPU_PROJECT = flags.DEFINE_string("tpu_project", "", "Project of a TPU given by name. Empty: this machine's project.")
@@ -236,9 +235,7 @@ def _say_nothing(text: str) -> None:
     del text
 
 
-def _train(
-    state: State, strategy: tf.distribute.Strategy, checkpoint: tf.train.Checkpoint, workers: Workers
-) -> int:
+def _train(state: State, strategy: tf.distribute.Strategy, checkpoint: tf.train.Checkpoint, workers: Workers) -> int:
     say = _say if workers.is_chief else _say_nothing
     first, last = int(state.step.numpy()), _STEPS.value
     if first >= last:

@@ -27,7 +27,9 @@ def _extended(
     strategy: CpuWorkers, resolver: tf.distribute.cluster_resolver.ClusterResolver, replicas: int
 ) -> implementation.CollectiveAllReduceExtended:
     class Extended(implementation.CollectiveAllReduceExtended):
-        def _initialize_local_devices(self, cluster_resolver: object, worker_device: str) -> tuple[tuple[str, ...], str]:
+        def _initialize_local_devices(
+            self, cluster_resolver: object, worker_device: str
+        ) -> tuple[tuple[str, ...], str]:
             del cluster_resolver
             return tuple(f"{worker_device}/device:CPU:{i}" for i in range(replicas)), "CPU"
 

@@ -7,11 +7,13 @@ TensorFlow's SlurmClusterResolver reads these. What is done here on top of it (T
 - It sorts hosts as text, so that n10 comes before n9, while SLURM counts tasks in the order of its node list:
   workers would look for each other on the wrong hosts.
 - Its ports begin at 8888 in every job, and two jobs may share a node.
+
+Private API of TensorFlow: `_resolve_hostlist`, for the order of the nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -40,12 +42,15 @@ def resolver(environment: Mapping[str, str], port: int) -> tf.distribute.cluster
     if not is_step(environment):
         missing = ", ".join(name for name in _VARIABLES if name not in environment)
         raise ValueError(f"this is no SLURM step ({missing} not set): start the program with srun")
-    # More "GPUs" than any node has tasks, one each: they only bound how many tasks of a node are listed.
-    found = tf.distribute.cluster_resolver.SlurmClusterResolver(
-        port_base=port or _port_of_job(environment), gpus_per_node=_ENOUGH, gpus_per_task=1, auto_set_gpu=False
-    )
-    workers = _in_order_of_tasks(found)
-    _check_own_node(environment, workers[found.task_id])
+    try:
+        # More "GPUs" than any node has tasks, one each: they only bound how many tasks of a node are listed.
+        found = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=port or _port_of_job(environment), gpus_per_node=_ENOUGH, gpus_per_task=1, auto_set_gpu=False
+        )
+        workers = _in_order_of_tasks(found)
+    except RuntimeError as error:
+        raise ValueError(f"the SLURM_* variables contradict each other: {error}") from error
+    _check_own_node(environment, workers)
     return tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": workers}),
         task_type="worker",
@@ -62,13 +67,16 @@ def _in_order_of_tasks(found: tf.distribute.cluster_resolver.SlurmClusterResolve
     return sorted(sorted_as_text, key=lambda worker: place[worker.rpartition(":")[0]])
 
 
-def _check_own_node(environment: Mapping[str, str], address: str) -> None:
+def _check_own_node(environment: Mapping[str, str], workers: Sequence[str]) -> None:
     """Where tasks are dealt out to nodes in turn (`--distribution=cyclic`), addresses do not follow from counts."""
-    node = environment.get("SLURMD_NODENAME")
-    if node and node != address.rpartition(":")[0]:
+    task = int(environment["SLURM_PROCID"])
+    if task >= len(workers):
+        raise ValueError(f"this is task {task} of SLURM, and the step's tasks are {', '.join(workers)}")
+    node, expected = environment.get("SLURMD_NODENAME"), workers[task]
+    if node and node != expected.rpartition(":")[0]:
         raise ValueError(
-            f"task {environment['SLURM_PROCID']} runs on node {node}, but is expected at {address}: start the tasks "
-            "with srun --distribution=block"
+            f"task {task} runs on node {node}, but is expected at {expected}: start the tasks with srun "
+            "--distribution=block"
         )
 
 

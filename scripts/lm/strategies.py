@@ -51,7 +51,7 @@ def _multiworker(devices: Devices) -> tf.distribute.Strategy:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus and devices.replicas not in (0, len(gpus)):
         raise ValueError(
-            f"--replicas={devices.replicas}, but this worker sees {len(gpus)} GPUs, and a worker drives all that it sees: "
+            f"--replicas={devices.replicas}, but this worker sees {len(gpus)} GPUs, and drives all that it sees: "
             "CUDA_VISIBLE_DEVICES chooses among them"
         )
     if gpus or devices.replicas <= 1:

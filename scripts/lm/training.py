@@ -54,8 +54,8 @@ def _divided(batch: tf.Tensor, strategy: tf.distribute.Strategy) -> tf.distribut
 def _train_step(state: State, strategy: tf.distribute.Strategy, *, examples: int) -> Callable[..., tf.Tensor]:
     """Returns the compiled step for global batches of so many examples.
 
-    It takes each replica's part of the batch, and this worker's wishes; it returns, in one vector because each reduction
-    is a round between the workers, the mean loss and how many replicas' workers have each wish.
+    It takes each replica's part of the batch, and this worker's wishes. It returns the mean loss and how many replicas'
+    workers have each wish: in one vector, because each reduction is a round between the workers.
     """
 
     def on_replica(tokens: tf.Tensor, wishes: tf.Tensor) -> tf.Tensor:

@@ -56,7 +56,9 @@ class Workers:
         for rank, other in enumerate(others, 1):
             for name in sorted(chief.keys() | other.keys()):
                 if chief.get(name) != other.get(name):
-                    raise ValueError(f"--{name} is {chief.get(name)} on worker 0 and {other.get(name)} on worker {rank}")
+                    raise ValueError(
+                        f"--{name} is {chief.get(name)} on worker 0 and {other.get(name)} on worker {rank}"
+                    )
 
     def ask_chief(self, phase: str, decide: Callable[[], str]) -> str:
         """Returns what the chief decides; what it raises ends all."""
