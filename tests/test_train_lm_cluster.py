@@ -192,6 +192,38 @@ def test_what_the_chief_refuses_ends_all(tmp_path: pathlib.Path) -> None:
     assert all("another run's checkpoints" in each and "Traceback" not in each for each in said), said
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_where_only_the_chief_sees_it_and_with_other_workers(tmp_path: pathlib.Path, alone: dict[int, float]) -> None:
+    """Two workers, then two of which only the chief sees the directory, then one."""
+    own = [f"--checkpoint_dir={tmp_path}/own", f"--loss_log={tmp_path}/log"]
+    blind = [f"--checkpoint_dir={tmp_path}/nothing", f"--loss_log={tmp_path}/log"]
+    train(lambda rank: command(*own, "--steps=2"), tmp_path)
+    said = train(lambda rank: command(*(blind if rank else own), "--steps=4"), tmp_path)
+    assert "the run's own checkpoint" in said[0] and checkpoints(tmp_path / "own") == ["ckpt-2", "ckpt-4"]
+    assert not (tmp_path / "nothing").exists()
+    train(lambda rank: command(*own, "--cluster=alone", f"--steps={STEPS}"), tmp_path, workers=1)
+    chief = loss_log.read(tmp_path / "log")
+    assert chief == pytest.approx(alone, rel=1e-5)
+    assert logs(tmp_path)[1] == {step: loss for step, loss in chief.items() if step <= 4}
+
+
+@pytest.mark.slow
+def test_a_refactored_model_goes_on_and_only_the_chief_has_its_rules(
+    tmp_path: pathlib.Path, alone: dict[int, float]
+) -> None:
+    v1 = command("--steps=3", f"--checkpoint_dir={tmp_path}/v1", f"--loss_log={tmp_path}/log")
+    train(lambda rank: v1, tmp_path)
+    more = [f"--restore_from={tmp_path}/v1", f"--rules={ROOT}/configs/rules/lm_v1_to_v2.toml"]
+
+    def start(rank: int) -> list[str]:
+        here = [f"--checkpoint_dir={tmp_path}/v2", *more] if rank == 0 else ["--checkpoint_dir=/no/where"]
+        return command("--model_version=2", f"--steps={STEPS}", f"--loss_log={tmp_path}/log", *here)
+
+    said = train(start, tmp_path)
+    assert "100.0%" in said[0] and "restor" not in said[1]
+    assert_as_alone(tmp_path, alone)
+
+
 def save_a_sum(strategy: tf.distribute.Strategy, directory: str) -> dict[str, Any]:
     """Each worker has a share of a sum; the directory is the chief's alone."""
     workers = Workers(strategy)
