@@ -27,8 +27,8 @@ _STEPS = flags.DEFINE_integer("steps", 100, "Steps before the refactor, and agai
 _WORKERS = flags.DEFINE_integer(
     "workers",
     0,
-    "How many workers to train on, each a process of its own under MultiWorkerMirroredStrategy. 0: this process's "
-    "machine as one, under MirroredStrategy.",
+    "How many workers to train on, each a process of its own, under MultiWorkerMirroredStrategy. 0: one process, under "
+    "MirroredStrategy.",
     lower_bound=0,
     upper_bound=16,
 )

@@ -172,7 +172,10 @@ def _run() -> int:
         state = build(int(_MODEL_VERSION.value), sizes, seed=_SEED.value, learning_rate=_LEARNING_RATE.value)
     checkpoint = state.checkpoint()
     _restore(checkpoint, start, workers)
-    return _train(state, strategy, checkpoint, workers)
+    code = _train(state, strategy, checkpoint, workers)
+    # Who ends first takes away what others still wait for in the last reduction.
+    workers.together("end", lambda: None)
+    return code
 
 
 # What a worker may have for itself is what only the chief looks at.
@@ -220,7 +223,11 @@ def _restore(checkpoint: tf.train.Checkpoint, start: source.Source, workers: Wor
         say(f"training from scratch: {start.why}")
         return
     say(f"restoring from {start.path} ({start.why})")
-    restorer = dr.DistributedRestorer(checkpoint, rules=start.rules, log_dir=_LOG_DIR.value)
+    # The chief plans for all: the others need neither see its rule file nor the path.
+    rules, log_dir = (start.rules, _LOG_DIR.value) if workers.is_chief else (None, None)
+    restorer = workers.together(
+        "read the rules", lambda: dr.DistributedRestorer(checkpoint, rules=rules, log_dir=log_dir)
+    )
     report = restorer.restore(start.path)
     filled, total = report.coverage.filled().variables, report.coverage.total().variables
     # A resume is no news; what rules did should be seen.

@@ -222,6 +222,8 @@ def test_ctrl_c_leaves_a_checkpoint_that_can_be_resumed(tmp_path: pathlib.Path) 
         (["--restore=never", "--checkpoint_dir={tmp}/used"], "another run's checkpoints"),
         (["--strategy=mirrored", "--replicas=3"], "cannot be divided over 3 replicas"),
         (["--width=15"], "multiple of heads"),
+        (["--strategy=multiworker"], "nothing says who the workers are"),
+        (["--strategy=tpu", "--tpu=local"], "no TPU answers for --tpu=local"),
     ],
 )
 def test_a_run_that_would_go_wrong_does_not_start(tmp_path: pathlib.Path, flags: list[str], message: str) -> None:

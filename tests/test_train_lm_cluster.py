@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -193,7 +194,9 @@ def test_what_the_chief_refuses_ends_all(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_where_only_the_chief_sees_it_and_with_other_workers(tmp_path: pathlib.Path, alone: dict[int, float]) -> None:
+def test_a_run_goes_on_where_only_the_chief_sees_it_and_with_other_workers(
+    tmp_path: pathlib.Path, alone: dict[int, float]
+) -> None:
     """Two workers, then two of which only the chief sees the directory, then one."""
     own = [f"--checkpoint_dir={tmp_path}/own", f"--loss_log={tmp_path}/log"]
     blind = [f"--checkpoint_dir={tmp_path}/nothing", f"--loss_log={tmp_path}/log"]
@@ -208,20 +211,29 @@ def test_a_run_goes_on_where_only_the_chief_sees_it_and_with_other_workers(tmp_p
 
 
 @pytest.mark.slow
-def test_a_refactored_model_goes_on_and_only_the_chief_has_its_rules(
+def test_a_refactored_model_goes_on_and_only_the_chief_sees_checkpoint_and_rules(
     tmp_path: pathlib.Path, alone: dict[int, float]
 ) -> None:
     v1 = command("--steps=3", f"--checkpoint_dir={tmp_path}/v1", f"--loss_log={tmp_path}/log")
     train(lambda rank: v1, tmp_path)
-    more = [f"--restore_from={tmp_path}/v1", f"--rules={ROOT}/configs/rules/lm_v1_to_v2.toml"]
-
-    def start(rank: int) -> list[str]:
-        here = [f"--checkpoint_dir={tmp_path}/v2", *more] if rank == 0 else ["--checkpoint_dir=/no/where"]
-        return command("--model_version=2", f"--steps={STEPS}", f"--loss_log={tmp_path}/log", *here)
-
-    said = train(start, tmp_path)
-    assert "100.0%" in said[0] and "restor" not in said[1]
+    (tmp_path / "rules.toml").write_text((ROOT / "configs" / "rules" / "lm_v1_to_v2.toml").read_text())
+    (tmp_path / "elsewhere").mkdir()
+    v2 = ["--model_version=2", "--checkpoint_dir=v2", "--log_dir=board", "--restore_from=v1", "--rules=rules.toml"]
+    more = command(f"--steps={STEPS}", f"--loss_log={tmp_path}/log", *v2)
+    chief, other = train(lambda rank: ["env", "-C", str(tmp_path / "elsewhere" if rank else tmp_path), *more], tmp_path)
+    assert "(100.0%)" in chief and "restor" not in other
     assert_as_alone(tmp_path, alone)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_demo_on_a_cluster_loses_nothing(tmp_path: pathlib.Path) -> None:
+    demo = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--workers=2", "--steps=5", f"--out={tmp_path}/out"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(demo, capture_output=True, text=True, timeout=LIMIT, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Version 2's losses are the same on all 2 workers, to the last bit." in done.stdout
+    assert "all 5 steps" in done.stdout and "within 1e-05" in done.stdout and "NOT" not in done.stdout
 
 
 def save_a_sum(strategy: tf.distribute.Strategy, directory: str) -> dict[str, Any]:

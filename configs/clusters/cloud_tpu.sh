@@ -4,8 +4,8 @@
 #     TPU_NAME=my-tpu ZONE=us-central2-b BUCKET=gs://my-bucket configs/clusters/cloud_tpu.sh
 #     POD=1 TPU_NAME=my-slice ZONE=... BUCKET=... configs/clusters/cloud_tpu.sh
 #
-# NOT TRIED on a TPU: there was none at hand. Tried are the flags, what they say where there is no TPU, and restoring into
-# TPUStrategy's variables on a stand-in for the TPU system.
+# NOT TRIED on a TPU: there was none at hand. Tried are the flags, what they say where there is no TPU, and restoring
+# into TPUStrategy's variables on a stand-in for the TPU system.
 #
 # On the TPU VMs: this repository in ~/dist_restore, with the TensorFlow build for TPUs that Cloud TPU's documentation
 # names. Checkpoints are in a bucket, because on a slice each host writes and reads for itself.
@@ -14,8 +14,8 @@ set -euo pipefail
 : "${TPU_NAME:?name of the TPU}" "${ZONE:?its zone}" "${BUCKET:?where checkpoints are, gs://...}"
 
 if [ -n "${POD:-}" ]; then
-    # A pod slice of several hosts: TensorFlow runs on the first one alone, and drives the others through the TPU's name.
-    # The first host leaves the TPU library to their runtime.
+    # A pod slice of several hosts: this program runs on the first one alone, and drives the others, which it finds by
+    # the TPU's name. It leaves the TPU library to their runtime.
     place="export TPU_LOAD_LIBRARY=0;"
     tpu="--tpu=$TPU_NAME --tpu_zone=$ZONE"
 else

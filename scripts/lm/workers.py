@@ -18,10 +18,12 @@ LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledE
 
 def lost(error: tf.errors.OpError) -> str:
     """Says it in one line: TensorFlow's own message has the whole graph in it."""
-    lines = error.message.splitlines()
-    why = next((line for line in lines if "abort" in line.lower()), lines[0] if lines else type(error).__name__)
+    lines = [line.strip() for line in error.message.splitlines()] or [type(error).__name__]
+    first = next((number for number, line in enumerate(lines) if "abort" in line.lower()), 0)
+    # Which ones stand below.
+    why = " ".join([lines[first], *(line for line in lines[first + 1 :] if line.startswith("/job:"))])
     return (
-        f"another worker has ended, or cannot be reached ({why.strip()}). What was saved before stays as it is; start "
+        f"another worker has ended, or cannot be reached ({why}). What was saved before stays as it is; start "
         "all workers once more to go on from there"
     )
 
