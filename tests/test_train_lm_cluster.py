@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -149,10 +150,21 @@ def free_pair() -> int:
     return next(port for port in free if port + 1 in free)
 
 
+@contextlib.contextmanager
+def limited(cluster: LocalCluster) -> Iterator[None]:
+    """Kills workers that do not end, so that who reads what they print does not wait for ever."""
+    watchdog = threading.Timer(LIMIT, cluster.signal, [signal.SIGKILL])
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+
+
 def stop(tmp_path: pathlib.Path, rank: int, number: int) -> tuple[list[int | None], list[str]]:
     """Sends a signal to one worker in the middle of a run; returns how each ended, and the last that each said."""
     flags = command("--steps=1000000", f"--checkpoint_dir={tmp_path}/own", f"--loss_log={tmp_path}/log")
-    with started(lambda rank: flags, 2, tmp_path) as cluster:
+    with started(lambda rank: flags, 2, tmp_path) as cluster, limited(cluster):
         chief = cluster.processes[0].stdout
         assert chief is not None
         assert any(line.startswith(b"step      3 ") for line in chief), "the chief has ended"
