@@ -1,6 +1,7 @@
 # Every target does its own set-up: it needs Python >= 3.11 with venv, and make. Nothing is installed outside .venv.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -11,13 +12,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench wheel clean
+.PHONY: help demo demo-cluster test check format bench wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## the main job in about a minute: train, refactor, restore, train on, compare
 	@$(BIN)/python scripts/demo.py
+
+demo-cluster: $(READY) ## the same on a local cluster of 2 workers (WORKERS=3, WORKERS=4)
+	@$(BIN)/python scripts/demo.py --workers=$(WORKERS)
 
 test: $(READY) ## all tests (ARGS="-k name" and so on are passed on to pytest)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)

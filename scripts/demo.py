@@ -2,6 +2,8 @@
 
 Trains version 1, restores its checkpoint from half way into version 2, trains on, and compares the losses with those
 of version 1, which was never refactored. Every part is a program of its own, as it would be in real life.
+
+With --workers, both trainings run on a cluster of so many workers on this machine, started by scripts/launch_local.py.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from absl import app, flags
 
@@ -22,7 +24,17 @@ from lm.compare import compare
 
 _OUT = flags.DEFINE_string("out", "demo_out", "Directory for all that the demo writes; what it left there before goes.")
 _STEPS = flags.DEFINE_integer("steps", 100, "Steps before the refactor, and again after it.", lower_bound=1)
-_REPLICAS = flags.DEFINE_integer("replicas", 2, "Logical CPU devices to train on.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer(
+    "workers",
+    0,
+    "How many workers to train on, each a process of its own, under MultiWorkerMirroredStrategy. 0: one process, under "
+    "MirroredStrategy.",
+    lower_bound=0,
+    upper_bound=16,
+)
+_REPLICAS = flags.DEFINE_integer(
+    "replicas", 0, "Logical CPU devices to train on, of each worker. 0: two, or with --workers one.", lower_bound=0
+)
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-5, "Largest relative difference between two losses.", lower_bound=0.0)
 
 _HERE = pathlib.Path(__file__).resolve().parent
@@ -35,7 +47,7 @@ def main(argv: list[str]) -> int:
     out = _empty(pathlib.Path(_OUT.value))
     half, whole = _STEPS.value, 2 * _STEPS.value
     saved = out / "v1" / f"ckpt-{half}"
-    _title(f"1. Version 1 trains for {whole} steps on {_REPLICAS.value} replicas, and saves after {half}")
+    _title(f"1. Version 1 trains for {whole} steps on {_devices()}, and saves after {half}")
     _train(out, version=1, steps=whole, more=[f"--checkpoint_every={half}"])
     _title("2. The dry run: what would go where in version 2? No tensor is read, nothing changes")
     given = [f"--restore_from={saved}", f"--rules={_RULES}"]
@@ -44,6 +56,16 @@ def main(argv: list[str]) -> int:
     _train(out, version=2, steps=whole, more=["--restore=required", *given])
     _title("4. The losses beside those of the run that was never refactored")
     return _compare(out)
+
+
+def _replicas() -> int:
+    """How many a worker has."""
+    return _REPLICAS.value or (1 if _WORKERS.value else 2)
+
+
+def _devices() -> str:
+    of_each = f"{_replicas()} replica{'s' * (_replicas() > 1)}"
+    return f"{_WORKERS.value} workers with {of_each} each" if _WORKERS.value else of_each
 
 
 def _empty(out: pathlib.Path) -> pathlib.Path:
@@ -62,33 +84,58 @@ def _train(out: pathlib.Path, *, version: int, steps: int, more: list[str]) -> N
         out,
         "train_lm",
         f"--model_version={version}",
-        "--strategy=mirrored",
-        f"--replicas={_REPLICAS.value}",
+        *_strategy(),
+        f"--replicas={_replicas()}",
         f"--steps={steps}",
         f"--log_every={max(1, _STEPS.value // 4)}",
         f"--checkpoint_dir={out / f'v{version}'}",
         f"--loss_log={out / f'v{version}.jsonl'}",
         f"--log_dir={out / 'tensorboard' / f'v{version}'}",
         *more,
+        launcher=_launcher(out),
         trim=_without_plan,
     )
 
 
+def _strategy() -> list[str]:
+    if not _WORKERS.value:
+        return ["--strategy=mirrored"]
+    replicas = _WORKERS.value * _replicas()
+    # The first multiple of their number that is not less than train_lm's own.
+    return ["--strategy=multiworker", f"--batch_size={-(-16 // replicas) * replicas}"]
+
+
+def _launcher(out: pathlib.Path) -> list[str]:
+    if not _WORKERS.value:
+        return []
+    return ["launch_local", f"--workers={_WORKERS.value}", f"--stderr_dir={out / 'workers'}", "--"]
+
+
 def _run(
-    out: pathlib.Path, script: str, *arguments: str, trim: Callable[[Iterable[str]], Iterator[str]] = iter
+    out: pathlib.Path,
+    script: str,
+    *arguments: str,
+    launcher: Sequence[str] = (),
+    trim: Callable[[Iterable[str]], Iterator[str]] = iter,
 ) -> None:
-    """Runs a script of this directory; TensorFlow's chatter goes to a file, and is shown when the script fails."""
-    print(f"$ python scripts/{script}.py {shlex.join(arguments)}\n", flush=True)
-    command = [sys.executable, str(_HERE / f"{script}.py"), *arguments]
-    chatter = out / f"{script}.stderr"
-    with chatter.open("w") as errors:
+    """Runs a script of this directory; TensorFlow's chatter goes to files, and is shown when the script fails."""
+    words = [*launcher, script, *arguments]
+    print(f"$ {shlex.join(_command(words, 'python', 'scripts'))}\n", flush=True)
+    with (out / f"{script}.stderr").open("w") as errors:
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": errors, "text": True}
-        with subprocess.Popen(command, **options) as running:
+        with subprocess.Popen(_command(words, sys.executable, str(_HERE)), **options) as running:
             for line in trim(running.stdout):
                 print(line, end="", flush=True)
     if running.returncode:
-        print(chatter.read_text(), file=sys.stderr)
+        for chatter in sorted(out.rglob("*.stderr")):
+            print(f"{chatter}:\n{chatter.read_text()}", file=sys.stderr)
         sys.exit(f"demo: {script} ended with {running.returncode}")
+
+
+def _command(words: Sequence[str], python: str, directory: str) -> list[str]:
+    """Replaces the names of scripts by what runs them."""
+    scripts = ("launch_local", "plan_restore", "train_lm")
+    return [part for word in words for part in ([python, f"{directory}/{word}.py"] if word in scripts else [word])]
 
 
 def _without_moments(lines: Iterable[str]) -> Iterator[str]:
@@ -106,7 +153,8 @@ def _without_plan(lines: Iterable[str]) -> Iterator[str]:
     """Leaves out the table of the plan, which the dry run has shown; what was covered stays."""
     hidden = False
     for line in lines:
-        hidden = (hidden or line.startswith("status ")) and bool(line.strip())
+        bare = re.sub(r"^\[\d+\] ", "", line)  # Which worker says it.
+        hidden = (hidden or bare.startswith("status ")) and bool(bare.strip())
         if not hidden:
             yield line
 
@@ -123,8 +171,20 @@ def _compare(out: pathlib.Path) -> int:
     print(comparison.table(10))
     verdict = "within" if worst <= limit else "NOT within"
     print(f"\nLargest relative difference of all {len(comparison.rows)} steps: {worst:.1e}, {verdict} {limit:g}.")
+    same = all([_same_on_all_workers(out, version, run) for version, run in enumerate(runs, 1)])
     print(f"\nWhat was restored, and both losses, in TensorBoard:\n\n    tensorboard --logdir {out / 'tensorboard'}")
-    return 0 if worst <= limit else 1
+    return 0 if worst <= limit and same else 1
+
+
+def _same_on_all_workers(out: pathlib.Path, version: int, chief: Mapping[int, float]) -> bool:
+    """Every worker writes down what it computed itself."""
+    others = range(1, _WORKERS.value)
+    differ = [str(rank) for rank in others if loss_log.read(out / f"v{version}.jsonl.worker{rank}") != chief]
+    if differ:
+        print(f"Version {version}'s losses on worker 0 are NOT those on worker {', '.join(differ)}.")
+    elif others:
+        print(f"Version {version}'s losses are the same on all {_WORKERS.value} workers, to the last bit.")
+    return not differ
 
 
 if __name__ == "__main__":

@@ -29,6 +29,13 @@ _GRACE = flags.DEFINE_float(
     lower_bound=0.0,
 )
 
+_STDERR_DIR = flags.DEFINE_string(
+    "stderr_dir",
+    None,
+    "Directory for what workers write to stderr, where TensorFlow says much: worker0.stderr and so on. Not given: it "
+    "comes out with the rest.",
+)
+
 # For whoever reads our output slowly: with 1 s, last lines were lost on a busy machine. It is not for ever because
 # something that left a worker's process group may still hold its pipe.
 DRAIN_SECONDS = 60.0
@@ -43,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     environment = {"PYTHONUNBUFFERED": "1"}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with LocalCluster(command, _WORKERS.value, environment) as cluster:
+        with LocalCluster(command, _WORKERS.value, environment, _STDERR_DIR.value) as cluster:
             pumps = [_start_pump(rank, process.stdout) for rank, process in enumerate(cluster.processes)]
             code = _supervise(cluster)
         _drain(pumps)

@@ -10,12 +10,19 @@ Its refactor goes on from there, with its weights, Adam's moments and step:
         --restore_from=/tmp/v1 --rules=configs/rules/lm_v1_to_v2.toml
 
 Stopped by Ctrl-C or by the machine? The same command once more resumes from /tmp/v2.
+
+With several workers, each runs the same command, with --strategy=multiworker; configs/clusters/ has a file to copy for
+Kubernetes, SLURM and Cloud TPU. Two on this machine:
+
+    python scripts/launch_local.py --workers=2 -- python scripts/train_lm.py --strategy=multiworker --steps=40
+
+One of them is the chief: it alone looks for checkpoints, prints, and writes those that are kept. Who is stopped stops
+all, after the same step.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -24,26 +31,58 @@ import tensorflow as tf
 from absl import app, flags
 
 import dist_restore as dr
-from lm import data
+from lm import data, source
+from lm.clusters import CLUSTERS
 from lm.interrupt import StopRequest
 from lm.loss_log import LossLog
 from lm.saver import Saver
 from lm.sizes import Sizes
 from lm.state import State, build
 from lm.strategies import STRATEGIES, Devices
-from lm.training import losses
+from lm.training import Step, steps
+from lm.workers import LOST, Workers, lost
 
 _SIZES = Sizes()
 
-_STRATEGY = flags.DEFINE_enum("strategy", "default", list(STRATEGIES), "The tf.distribute strategy to train under.")
+_STRATEGY = flags.DEFINE_enum(
+    "strategy",
+    "default",
+    list(STRATEGIES),
+    "The tf.distribute strategy to train under. default: one device. mirrored: all GPUs of this machine. multiworker: "
+    "several machines, each of which runs this command. tpu: the TPU that --tpu names.",
+)
 _REPLICAS = flags.DEFINE_integer(
     "replicas",
     0,
-    "How many replicas --strategy=mirrored has. 0: all GPUs, or two where there are none. "
-    "On a machine without GPUs the CPU is divided into so many logical devices.",
+    "How many replicas --strategy=mirrored has, or each worker of --strategy=multiworker. 0: all GPUs, or, where there "
+    "are none, two for mirrored and one for multiworker. On a machine without GPUs the CPU is divided into so many "
+    "logical devices.",
     lower_bound=0,
 )
-_TPU = flags.DEFINE_string("tpu", "", "Name or address of the TPU for --strategy=tpu; empty: the machine's own.")
+_CLUSTER = flags.DEFINE_enum(
+    "cluster",
+    "auto",
+    list(CLUSTERS),
+    "Where --strategy=multiworker learns who the workers are. tf_config: the environment variable TF_CONFIG, as "
+    "Kubernetes operators and launch_local.py set it; a job called chief is worker 0. slurm: the variables that srun "
+    "sets. auto: whichever of the two is there. alone: this is the only worker.",
+)
+_SLURM_PORT = flags.DEFINE_integer(
+    "slurm_port",
+    0,
+    "With --cluster=slurm, the port of the first worker on each node; others on it have the next ones. 0: one that "
+    "follows from the job's number.",
+    lower_bound=0,
+    upper_bound=65535,
+)
+_TPU = flags.DEFINE_string(
+    "tpu",
+    "",
+    "The TPU for --strategy=tpu. local: that of the TPU VM that this runs on. A name: that TPU or pod slice, found by "
+    "Cloud TPU's own service. An address such as 10.0.0.2:8470: that one. Empty: what TPU_NAME says, if it is set.",
+)
+_TPU_ZONE = flags.DEFINE_string("tpu_zone", "", "Zone of a TPU that is given by its name. Empty: this machine's zone.")
+_TPU_PROJECT = flags.DEFINE_string("tpu_project", "", "Project of a TPU given by name. Empty: this machine's project.")
 _MODEL_VERSION = flags.DEFINE_enum(
     "model_version", "1", ["1", "2"], "Which model to train: 1 as first written, or 2, its refactor."
 )
@@ -54,7 +93,7 @@ _CHECKPOINT_DIR = flags.DEFINE_string(
     "checkpoint_dir",
     None,
     "The run's own directory. Checkpoints are saved here, and a run that finds one here resumes from it as it is, "
-    "without --restore_from and --rules. Not given: nothing is saved.",
+    "without --restore_from and --rules. Not given: nothing is saved. Of several workers, only the chief looks at it.",
 )
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", 0, "Save after every so many steps; 0: only at the end.", lower_bound=0
@@ -78,14 +117,22 @@ _RESTORE = flags.DEFINE_enum(
 )
 # absl has a flag of this name for its own log files, which are not used here.
 _LOG_DIR = flags.DEFINE_string(
-    "log_dir", None, "TensorBoard directory, for the losses and for what was restored.", allow_override=True
+    "log_dir",
+    None,
+    "TensorBoard directory, for the losses and for what was restored; only the chief writes it.",
+    allow_override=True,
 )
-_LOSS_LOG = flags.DEFINE_string("loss_log", None, "File for the loss of every step, as JSON lines in full precision.")
+_LOSS_LOG = flags.DEFINE_string(
+    "loss_log",
+    None,
+    "File for the loss of every step, as JSON lines in full precision. Workers other than the chief add .worker1, "
+    ".worker2 and so on to its name; all hold the same losses.",
+)
 _LOG_EVERY = flags.DEFINE_integer("log_every", 10, "Print the loss after every so many steps.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Determines the first weights and the order of the examples.", lower_bound=0)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Adam's learning rate.", lower_bound=0.0)
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 16, "Examples per step over all replicas; a multiple of their number.", lower_bound=1
+    "batch_size", 16, "Examples per step over all replicas of all workers; a multiple of their number.", lower_bound=1
 )
 _LAYERS = flags.DEFINE_integer("layers", _SIZES.layers, "Transformer blocks.", lower_bound=1)
 _WIDTH = flags.DEFINE_integer("width", _SIZES.width, "Features per token; a multiple of --heads.", lower_bound=1)
@@ -106,105 +153,112 @@ def main(argv: list[str]) -> int:
         return _run()
     except (dr.RestoreError, ValueError) as error:
         sys.exit(f"train_lm: {type(error).__name__}: {error}")
+    except LOST as error:
+        if _STRATEGY.value != "multiworker":
+            raise
+        sys.exit(f"train_lm: {lost(error)}")
     except KeyboardInterrupt:
         print("\nstopped at once: what was saved before stays as it is, nothing was saved now", flush=True)
         return 130
 
 
 def _run() -> int:
-    source = _choose_source()
     sizes = Sizes(_LAYERS.value, _WIDTH.value, _HEADS.value, _CONTEXT.value, _DROPOUT.value)
     strategy = _make_strategy()
+    workers = Workers(strategy)
+    workers.compare({flag.name: flag.value for flag in _SHARED} | {"checkpoint_dir": _given(_CHECKPOINT_DIR)})
+    start = source.Source.from_json(workers.ask_chief("choose what to restore", _choose_source))
     with strategy.scope():
         state = build(int(_MODEL_VERSION.value), sizes, seed=_SEED.value, learning_rate=_LEARNING_RATE.value)
     checkpoint = state.checkpoint()
-    _restore(checkpoint, source)
-    return _train(state, strategy, checkpoint)
+    _restore(checkpoint, start, workers)
+    code = _train(state, strategy, checkpoint, workers)
+    # Who ends first takes away what others still wait for in the last reduction.
+    workers.together("end", lambda: None)
+    return code
+
+
+# What a worker may have for itself is what only the chief looks at.
+_SHARED = (
+    _REPLICAS,
+    _MODEL_VERSION,
+    _STEPS,
+    _CHECKPOINT_EVERY,
+    _SEED,
+    _LEARNING_RATE,
+    _BATCH_SIZE,
+    _LAYERS,
+    _WIDTH,
+    _HEADS,
+    _CONTEXT,
+    _DROPOUT,
+)
+
+
+def _given(flag: flags.FlagHolder[str]) -> str:
+    return "given" if flag.value else "not given"
 
 
 def _make_strategy() -> tf.distribute.Strategy:
     tf.get_logger().setLevel("WARNING")
     tf.config.experimental.enable_op_determinism()
-    strategy = STRATEGIES[_STRATEGY.value](Devices(_REPLICAS.value, _TPU.value))
+    devices = Devices(
+        _REPLICAS.value, _CLUSTER.value, _SLURM_PORT.value, _TPU.value, _TPU_ZONE.value, _TPU_PROJECT.value
+    )
+    strategy = STRATEGIES[_STRATEGY.value](devices)
     replicas = strategy.num_replicas_in_sync
     if _BATCH_SIZE.value % replicas:
         raise ValueError(f"--batch_size={_BATCH_SIZE.value} cannot be divided over {replicas} replicas")
     return strategy
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a run starts from; an empty path is from scratch."""
-
-    path: str
-    rules: str | None
-    why: str
+def _choose_source() -> str:
+    wish = source.Wish(_CHECKPOINT_DIR.value, _RESTORE_FROM.value, _RULES.value, _RESTORE.value)
+    return source.choose(wish).to_json()
 
 
-def _choose_source() -> Source:
-    """Own checkpoint first: rules have done their work once a run has saved, and must not be applied again."""
-    own, given, mode = _CHECKPOINT_DIR.value, _RESTORE_FROM.value, _RESTORE.value
-    if _RULES.value and not given:
-        raise ValueError("--rules says how names change on the way from --restore_from, which is not given")
-    if mode == "never":
-        _refuse_to_mix(own)
-        return Source("", None, "--restore=never")
-    if own and _has_checkpoints(own):
-        return Source(own, None, "the run's own checkpoint")
-    if given and (mode != "if_present" or _is_anything(given)):
-        return Source(given, _RULES.value, "--restore_from")
-    if mode == "required":
-        raise ValueError(
-            f"--restore=required, but there is no --restore_from and no checkpoint in {own or 'no directory'}"
-        )
-    return Source("", None, f"nothing at {given}" if given else "nothing to restore")
-
-
-def _refuse_to_mix(directory: str | None) -> None:
-    if directory and _has_checkpoints(directory):
-        raise ValueError(f"--restore=never, but {directory} holds another run's checkpoints: give this run its own")
-
-
-def _has_checkpoints(directory: str) -> bool:
-    return tf.io.gfile.exists(os.path.join(directory, "checkpoint")) or bool(
-        tf.io.gfile.glob(os.path.join(directory, "*.index"))
-    )
-
-
-def _is_anything(path: str) -> bool:
-    """Whether a checkpoint is meant to be there: a damaged one is an error, and no reason to start from scratch."""
-    if tf.io.gfile.isdir(path):
-        return bool(tf.io.gfile.listdir(path))
-    return bool(tf.io.gfile.glob(path + "*"))
-
-
-def _restore(checkpoint: tf.train.Checkpoint, source: Source) -> None:
-    if not source.path:
-        print(f"training from scratch: {source.why}", flush=True)
+def _restore(checkpoint: tf.train.Checkpoint, start: source.Source, workers: Workers) -> None:
+    say = _say if workers.is_chief else _say_nothing
+    if not start.path:
+        say(f"training from scratch: {start.why}")
         return
-    print(f"restoring from {source.path} ({source.why})", flush=True)
-    restorer = dr.DistributedRestorer(checkpoint, rules=source.rules, log_dir=_LOG_DIR.value)
-    report = restorer.restore(source.path)
+    say(f"restoring from {start.path} ({start.why})")
+    # The chief plans for all: the others need neither see its rule file nor the path.
+    rules, log_dir = (start.rules, _LOG_DIR.value) if workers.is_chief else (None, None)
+    restorer = workers.together(
+        "read the rules", lambda: dr.DistributedRestorer(checkpoint, rules=rules, log_dir=log_dir)
+    )
+    report = restorer.restore(start.path)
     filled, total = report.coverage.filled().variables, report.coverage.total().variables
     # A resume is no news; what rules did should be seen.
-    print(report.summary() if source.rules else f"restored {filled} of {total} variables", flush=True)
+    say(report.summary() if start.rules else f"restored {filled} of {total} variables")
 
 
-def _train(state: State, strategy: tf.distribute.Strategy, checkpoint: tf.train.Checkpoint) -> int:
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _say_nothing(text: str) -> None:
+    del text
+
+
+def _train(state: State, strategy: tf.distribute.Strategy, checkpoint: tf.train.Checkpoint, workers: Workers) -> int:
+    say = _say if workers.is_chief else _say_nothing
     first, last = int(state.step.numpy()), _STEPS.value
     if first >= last:
-        print(f"nothing to do: {first} steps are done, --steps={last}")
+        say(f"nothing to do: {first} steps are done, --steps={last}")
         return 0
-    saver = Saver(checkpoint, _CHECKPOINT_DIR.value, _KEEP.value)
-    with StopRequest() as stop, _record(first) as record:
-        for step, loss in losses(state, strategy, _batches(first, last)):
-            record(step, loss)
-            if stop.exit_code or step == last or _is_every(_CHECKPOINT_EVERY.value, step):
-                saver.save(step)
-            if stop.exit_code:
+    saver = Saver(checkpoint, _CHECKPOINT_DIR.value, _KEEP.value, workers)
+    with StopRequest() as stop, _record(first, workers) as record:
+        for step in steps(state, strategy, _batches(first, last), stop):
+            record(step)
+            if step.exit_code or step.number == last or _is_every(_CHECKPOINT_EVERY.value, step.number):
+                saver.save(step.number, state.nbytes)
+            if step.exit_code:
                 break
-    print(f"{'stopped' if step < last else 'done'} after step {step}: {saver.summary(last - step)}", flush=True)
-    return stop.exit_code
+    end = "stopped" if step.number < last else "done"
+    say(f"{end} after step {step.number}: {saver.summary(last - step.number)}")
+    return step.exit_code
 
 
 def _batches(first: int, last: int) -> tf.data.Dataset:
@@ -219,24 +273,30 @@ def _batches(first: int, last: int) -> tf.data.Dataset:
 
 
 @contextlib.contextmanager
-def _record(first: int) -> Iterator[Callable[[int, float], None]]:
-    """Yields what is called with each step's loss: it prints, and writes to --loss_log and --log_dir."""
+def _record(first: int, workers: Workers) -> Iterator[Callable[[Step], None]]:
+    """Yields what is called with each step: it writes to --loss_log, and the chief prints and writes to --log_dir."""
     with contextlib.ExitStack() as open_files:
         if _LOSS_LOG.value:
-            loss_log = open_files.enter_context(LossLog(_LOSS_LOG.value, first))
-        if _LOG_DIR.value:
+            suffix = "" if workers.is_chief else f".worker{workers.rank}"
+            loss_log = open_files.enter_context(LossLog(_LOSS_LOG.value + suffix, first))
+        if _LOG_DIR.value and workers.is_chief:
             writer = tf.summary.create_file_writer(os.path.join(_LOG_DIR.value, "train"))
             open_files.enter_context(writer.as_default())
 
-        def record(step: int, loss: float) -> None:
+        def record(step: Step) -> None:
             if _LOSS_LOG.value:
-                loss_log.write(step, loss)
-            if _LOG_DIR.value:
-                tf.summary.scalar("loss", loss, step)
-            if step == first + 1 or step == _STEPS.value or _is_every(_LOG_EVERY.value, step):
-                print(f"step {step:6d}  loss {loss:.6f}", flush=True)
+                loss_log.write(step.number, step.loss)
+            if workers.is_chief:
+                _show(step, is_first=step.number == first + 1)
 
         yield record
+
+
+def _show(step: Step, *, is_first: bool) -> None:
+    if _LOG_DIR.value:
+        tf.summary.scalar("loss", step.loss, step.number)
+    if is_first or step.number == _STEPS.value or _is_every(_LOG_EVERY.value, step.number):
+        _say(f"step {step.number:6d}  loss {step.loss:.6f}")
 
 
 def _is_every(count: int, step: int) -> bool:

@@ -74,6 +74,12 @@ def test_workers_know_of_each_other_and_their_lines_carry_their_rank() -> None:
     assert len(set(configs[0]["cluster"]["worker"])) == 3
 
 
+def test_stderr_can_be_kept_apart(tmp_path: pathlib.Path) -> None:
+    done = launch("print('said'); print(f'of {rank}', file=sys.stderr)", f"--stderr_dir={tmp_path / 'new'}")
+    assert sorted(done.stdout.splitlines()) == ["[0] said", "[1] said"]
+    assert [(tmp_path / "new" / f"worker{rank}.stderr").read_text() for rank in range(2)] == ["of 0\n", "of 1\n"]
+
+
 def test_lines_of_several_workers_do_not_mix_and_the_last_ones_are_not_lost() -> None:
     done = launch("[print(str(rank) * 5000) for _ in range(200)]; print('end', end='')", "--workers=3")
     assert sorted(set(done.stdout.splitlines())) == sorted(
@@ -160,7 +166,7 @@ def test_help_names_every_flag_and_shows_a_command() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, timeout=LIMIT, check=False
     )
-    assert all(re.search(rf"--{name}:", done.stdout) for name in ("workers", "grace"))
+    assert all(re.search(rf"--{name}:", done.stdout) for name in ("workers", "grace", "stderr_dir"))
     assert "launch_local.py --workers=2 -- python scripts/train_lm.py" in done.stdout
 
 

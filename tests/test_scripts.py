@@ -112,6 +112,22 @@ def test_every_rule_file_is_one(path: pathlib.Path) -> None:
     dr.RuleSet.load(path)
 
 
+CLUSTERS = sorted(path for path in (ROOT / "configs" / "clusters").iterdir() if path.suffix != ".md")
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
+def test_launch_files_use_flags_that_there_are(path: pathlib.Path) -> None:
+    text = re.sub(r"^\s*#.*$", "", path.read_text(), flags=re.MULTILINE)
+    flags = re.findall(r"--(\w+)", text[text.index("train_lm.py") :])
+    known = re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / "scripts" / "train_lm.py").read_text())
+    assert {"strategy", "checkpoint_dir", "batch_size"} <= set(flags) <= set(known)
+
+
+@pytest.mark.parametrize("path", [path for path in CLUSTERS if path.suffix != ".yaml"], ids=lambda path: path.name)
+def test_launch_scripts_are_bash(path: pathlib.Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
 def project_name(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[=<>\[]", requirement)[0]).lower()
 

@@ -16,9 +16,10 @@ import tensorflow as tf
 
 from lm import data, loss_log
 from lm.compare import compare
+from lm.interrupt import StopRequest
 from lm.sizes import Sizes
 from lm.state import State, build
-from lm.training import losses
+from lm.training import steps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RULES = ROOT / "configs" / "rules" / "lm_v1_to_v2.toml"
@@ -94,7 +95,8 @@ def refactor_by_hand(old: State, new: State, *, moments: bool) -> None:
 
 
 def run(state: State, first: int, last: int) -> dict[int, float]:
-    return dict(losses(state, tf.distribute.get_strategy(), batches(first, last)))
+    done = steps(state, tf.distribute.get_strategy(), batches(first, last), StopRequest())
+    return {step.number: step.loss for step in done}
 
 
 def tokens_of(dataset: Iterable[tf.Tensor]) -> np.ndarray:
@@ -220,6 +222,8 @@ def test_ctrl_c_leaves_a_checkpoint_that_can_be_resumed(tmp_path: pathlib.Path) 
         (["--restore=never", "--checkpoint_dir={tmp}/used"], "another run's checkpoints"),
         (["--strategy=mirrored", "--replicas=3"], "cannot be divided over 3 replicas"),
         (["--width=15"], "multiple of heads"),
+        (["--strategy=multiworker"], "nothing says who the workers are"),
+        (["--strategy=tpu", "--tpu=local"], "no TPU answers for --tpu=local"),
     ],
 )
 def test_a_run_that_would_go_wrong_does_not_start(tmp_path: pathlib.Path, flags: list[str], message: str) -> None:

@@ -15,9 +15,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import IO
 
 # Below Linux' range for outgoing connections (32768 and up): none of those takes a port before its server does.
-_PORTS = range(20000, 32000)
+PORTS = range(20000, 32000)
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 
@@ -25,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens at."""
     free: list[int] = []
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         if len(free) == count:
             break
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -41,6 +42,8 @@ class LocalCluster:
       command: what every worker runs; or what one of them runs, by its rank.
       workers: how many.
       environment: what they get besides this process' environment.
+      stderr_dir: directory for what they write to stderr, in `worker0.stderr` and so on; by default it comes with what
+        they print.
 
     Attributes:
       processes: by rank; what they print is a pipe of bytes.
@@ -51,8 +54,10 @@ class LocalCluster:
         command: Sequence[str] | Callable[[int], Sequence[str]],
         workers: int,
         environment: dict[str, str] | None = None,
+        stderr_dir: str | None = None,
     ) -> None:
         self._command, self._environment = command, {**os.environ, **(environment or {})}
+        self._stderr_dir = stderr_dir
         self._addresses = [f"localhost:{port}" for port in free_ports(workers)]
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -99,15 +104,22 @@ class LocalCluster:
 
     def _start(self, rank: int) -> subprocess.Popen[bytes]:
         task = {"cluster": {"worker": self._addresses}, "task": {"type": "worker", "index": rank}}
-        return subprocess.Popen(
-            self._command(rank) if callable(self._command) else self._command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**self._environment, "TF_CONFIG": json.dumps(task)},
-            start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )
+        with self._stderr(rank) as stderr:
+            return subprocess.Popen(
+                self._command(rank) if callable(self._command) else self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={**self._environment, "TF_CONFIG": json.dumps(task)},
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+
+    def _stderr(self, rank: int) -> contextlib.AbstractContextManager[IO[bytes] | int]:
+        if not self._stderr_dir:
+            return contextlib.nullcontext(subprocess.STDOUT)
+        os.makedirs(self._stderr_dir, exist_ok=True)
+        return open(os.path.join(self._stderr_dir, f"worker{rank}.stderr"), "wb")
 
 
 def _die_with_parent() -> None:

@@ -27,6 +27,12 @@ class State:
     optimizer: keras.optimizers.Optimizer
     step: tf.Variable
 
+    @property
+    def nbytes(self) -> int:
+        """How much a checkpoint of it holds, about."""
+        variables = [*self.model.variables, *self.optimizer.variables]
+        return sum(variable.value.shape.num_elements() * variable.value.dtype.size for variable in variables)
+
     def checkpoint(self) -> tf.train.Checkpoint:
         """What is saved and restored, under the names that rules use: `model/...`, `optimizer/...`, `step`."""
         return tf.train.Checkpoint(model=self.model, optimizer=self.optimizer, step=self.step)

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
+from lm.interrupt import StopRequest, exit_code
 from lm.state import State
 
 
-def losses(state: State, strategy: tf.distribute.Strategy, batches: tf.data.Dataset) -> Iterator[tuple[int, float]]:
-    """Trains on each batch in turn and yields the number of steps done so far and the step's loss.
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What a step of training ends with, the same on all workers.
 
-    Between two steps the state is whole: that is when to save it.
+    Attributes:
+      number: steps done so far.
+      loss: mean over the global batch.
+      exit_code: 0, or what to end with now, for somebody wants to stop.
+    """
+
+    number: int
+    loss: float
+    exit_code: int
+
+
+def steps(
+    state: State, strategy: tf.distribute.Strategy, batches: tf.data.Dataset, stop: StopRequest
+) -> Iterator[Step]:
+    """Trains on each batch in turn.
+
+    Between two steps the state is whole: that is when to save it. A wish to stop goes into the next step on whichever
+    worker it was made, and comes out of it on all of them.
     """
     train_step = _train_step(state, strategy, examples=batches.element_spec.shape[0])
     for batch in batches:
-        loss = float(train_step(_divided(batch, strategy)))
-        yield int(state.step.numpy()), loss
+        loss, *wishes = train_step(_divided(batch, strategy), tf.constant(stop.wishes)).numpy().tolist()
+        yield Step(int(state.step.numpy()), loss, exit_code(wishes))
 
 
 def _divided(batch: tf.Tensor, strategy: tf.distribute.Strategy) -> tf.distribute.DistributedValues:
@@ -32,9 +52,13 @@ def _divided(batch: tf.Tensor, strategy: tf.distribute.Strategy) -> tf.distribut
 
 
 def _train_step(state: State, strategy: tf.distribute.Strategy, *, examples: int) -> Callable[..., tf.Tensor]:
-    """Returns the compiled step for global batches of so many examples; it returns the mean loss."""
+    """Returns the compiled step for global batches of so many examples.
 
-    def on_replica(tokens: tf.Tensor) -> tf.Tensor:
+    It takes each replica's part of the batch, and this worker's wishes. It returns the mean loss and how many replicas'
+    workers have each wish: in one vector, because each reduction is a round between the workers.
+    """
+
+    def on_replica(tokens: tf.Tensor, wishes: tf.Tensor) -> tf.Tensor:
         variables = state.model.trainable_variables
         with tf.GradientTape() as tape:
             loss = _loss(state, tokens) / examples
@@ -43,11 +67,11 @@ def _train_step(state: State, strategy: tf.distribute.Strategy, *, examples: int
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]
         # The optimizer adds up the replicas' gradients, hence a loss divided by the global batch.
         state.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return loss
+        return tf.concat([[loss], wishes], 0)
 
     @tf.function
-    def train_step(batch: tf.Tensor) -> tf.Tensor:
-        per_replica = strategy.run(on_replica, args=(batch,))
+    def train_step(batch: tf.Tensor, wishes: tf.Tensor) -> tf.Tensor:
+        per_replica = strategy.run(on_replica, args=(batch, wishes))
         # In the same function as the update: an interrupt cannot come between the two.
         state.step.assign_add(1)
         return strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
