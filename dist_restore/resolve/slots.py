@@ -164,8 +164,8 @@ def refuse_negative(target: TargetVariable, entry: PlanEntry) -> None:
     for op in entry.ops:
         if op.may_turn_negative:
             raise RuleError(
-                f"{entry.evidence}: {target.name!r} holds squares of gradients, and {op.describe()} may make some of them "
-                "negative. Use resize with linear or nearest, or keep the slot."
+                f"{entry.evidence}: {target.name!r} holds squares of gradients, and {op.describe()} may make some of "
+                "them negative. Use resize with linear or nearest, or keep the slot."
             )
 
 

@@ -96,15 +96,18 @@ class Mean(MergeOp):
 
     def _averaged(self, arrays: Sequence[Array]) -> Array:
         weights = self.weights or (1.0,) * len(arrays)
-        total = math.fsum(weights)
+        # By a power of two, which rounds nothing: sums stay in range, and are divided once.
+        _, exponent = math.frexp(math.fsum(weights))
+        scaled = [math.ldexp(w, -exponent) for w in weights]
+        total = math.fsum(scaled)
         result = np.empty_like(arrays[0], subok=False)
         wide = np.complex128 if result.dtype.kind == "c" else np.float64
         for box in blocks(result):
             added: Array = np.zeros(box.size, wide)
             with np.errstate(all="ignore"):
-                for array, weight in zip(arrays, weights, strict=True):
-                    added = np.add(added, array[at(box)].astype(wide) * (weight / total))
-                result[at(box)] = added.astype(result.dtype)
+                for array, weight in zip(arrays, scaled, strict=True):
+                    added = np.add(added, array[at(box)].astype(wide) * weight)
+                result[at(box)] = (added / total).astype(result.dtype)
         return result
 
     def _check_equal(self, arrays: Sequence[Array]) -> None:

@@ -181,16 +181,19 @@ class Resize(MapOp):
         axes, sizes = self._axes(spec), self._known_sizes()
         if self.grid is None:
             return axes, sizes
-        rows = self.prefix + math.prod(self.grid)
-        if spec.shape[axes[0]] != rows:
-            grid = " x ".join(map(str, self.grid))
+        self._check_positions(spec, self.grid)
+        return axes[:1], (self.prefix + math.prod(sizes),)
+
+    def _check_positions(self, spec: TensorSpec, sizes: _Shape) -> None:
+        axis, rows = self._axes(spec)[0], self.prefix + math.prod(sizes)
+        if spec.shape[axis] != rows:
+            grid = " x ".join(map(str, sizes))
             raise shape_error(
                 self.NAME,
-                f"{self.prefix} + {grid} = {rows} positions on axis {axes[0]}",
+                f"{self.prefix} + {grid} = {rows} positions on axis {axis}",
                 str(spec),
                 "Correct grid, prefix or axes in the resize op",
             )
-        return axes[:1], (self.prefix + math.prod(sizes),)
 
     def _known_sizes(self) -> _Shape:
         if self.sizes is None or (self.prefix and self.grid is None):
@@ -229,6 +232,7 @@ class Resize(MapOp):
             )
         if self.grid is None:
             return tuple(shape[a] for a in self.axes)
+        self._check_positions(spec, self.grid)
         return self._like_grid(self.grid, shape[self.axes[0]] - self.prefix)
 
     def _like_grid(self, grid: _Shape, positions: int) -> _Shape:
