@@ -88,8 +88,8 @@ def test_a_new_grid_has_the_proportions_of_the_old_one(
     op = Resize(Method.LINEAR, tuple(range(len(grid))), grid, 1)
     (bound,) = t.bind((op,), (spec,), TensorSpec((rows, 2), "float32"))
     assert bound.sizes == sizes  # type: ignore[attr-defined]
-    text = "x".join(map(str, grid)) + " -> " + "x".join(map(str, sizes))
-    assert t.describe((bound,)) == f"resize linear axes={list(range(len(grid)))} grid {text} prefix=1"
+    text = "x".join(map(str, grid)) + "->" + "x".join(map(str, sizes))
+    assert t.describe((bound,)) == f"resize linear {text} prefix=1"
 
 
 def test_a_grid_of_other_proportions_must_be_written() -> None:

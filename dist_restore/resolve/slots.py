@@ -148,7 +148,7 @@ def _refused(target: TargetVariable, role: str, tensors: tuple[SourceTensor, ...
     sources = [t.name for t in tensors]
     source = repr(sources[0]) if len(sources) == 1 else str(sources)
     return (
-        f"{role!r} does not follow its owner by itself: {refusal}. Say what is meant in a rule of its own, put first: "
+        f"{role!r} does not follow its owner by itself: {refusal}. Say what is meant in a rule of its own: "
         f"keep = {target.name!r}, or from = {source}, to = {target.name!r} with the ops"
     )
 

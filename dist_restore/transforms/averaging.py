@@ -107,7 +107,7 @@ class Mean(MergeOp):
             with np.errstate(all="ignore"):
                 for array, weight in zip(arrays, scaled, strict=True):
                     added = np.add(added, array[at(box)].astype(wide) * weight)
-                result[at(box)] = (added / total).astype(result.dtype)
+                result[at(box)] = np.divide(added, total).astype(result.dtype)
         return result
 
     def _check_equal(self, arrays: Sequence[Array]) -> None:

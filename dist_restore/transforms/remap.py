@@ -187,15 +187,15 @@ class RemapRows(MapOp):
 
     def describe(self) -> str:
         """See `Op`."""
-        names = [v for v in (self.old_vocab, self.new_vocab) if isinstance(v, str)]
-        files = f" {names[0]} -> {names[1]}" if len(names) == 2 else ""
+        # Short, for a column of 40 characters; files and tokens are in the rule that the plan names.
+        axis = f" axis={self.axis}" if self.axis else ""
         if self.rows is None:
-            return f"{self.NAME} axis={self.axis}{files} new_rows={self.new_rows.value}"
+            names = [v if isinstance(v, str) else "tokens" for v in (self.old_vocab, self.new_vocab)]
+            return f"{self.NAME}{axis} {names[0]} -> {names[1]} new_rows={self.new_rows.value}"
         rows = self.rows
-        change = f"{rows.source_rows} -> {rows.size} rows"
         new = f", {rows.new} new ({self.new_rows.value})" if rows.new else ""
         dropped = f", {rows.dropped} dropped" if rows.dropped else ""
-        return f"{self.NAME} axis={self.axis}{files} {change}{new}{dropped} #{rows.digest}"
+        return f"{self.NAME}{axis} {rows.source_rows}->{rows.size}{new}{dropped}"
 
     def _measure(self, array: Array, result: Array, axis: int, new: npt.NDArray[np.int64]) -> None:
         mean, deviation = _row_moments(array, axis)

@@ -158,12 +158,9 @@ class Resize(MapOp):
 
     def describe(self) -> str:
         """See `Op`."""
-        sizes = "" if self.sizes is None else "x".join(map(str, self.sizes))
-        grid = "" if self.grid is None else "x".join(map(str, self.grid))
-        change = f" grid {grid}" * bool(grid) + f" -> {sizes}" * bool(sizes)
-        return f"{self.NAME} {self.method.value} axes={list(self.axes)}{change}" + f" prefix={self.prefix}" * bool(
-            self.prefix
-        )
+        sizes = "->" + "x".join(map(str, self.sizes)) if self.sizes else ""
+        grid = "x".join(map(str, self.grid)) if self.grid else f"axes={list(self.axes)}"
+        return f"{self.NAME} {self.method.value} {grid}{sizes}" + (f" prefix={self.prefix}" if self.prefix else "")
 
     def steps(self, shape: _Shape) -> tuple[tuple[int, Taps], ...]:
         """For each axis of the tensor that changes: the axis, and what becomes of it."""

@@ -10,7 +10,6 @@ import base64
 import binascii
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -102,11 +101,6 @@ class RowMap:
     def text(self) -> str:
         """Source rows and runs, the latter in base64: `5:AAAAAAUAAAA=`."""
         return f"{self.source_rows}:{base64.b64encode(self.runs).decode('ascii')}"
-
-    @property
-    def digest(self) -> str:
-        """Eight digits by which people tell maps apart."""
-        return hashlib.sha256(self.text().encode()).hexdigest()[:8]
 
     @property
     def size(self) -> int:
