@@ -28,7 +28,7 @@ from dist_restore.reading import (
 )
 from dist_restore.report.progress import Progress
 from dist_restore.sources.base import DirectSource, Source, Stored
-from dist_restore.transforms import Cast, is_safe_cast, numpy_dtype
+from dist_restore.transforms import may_refuse, numpy_dtype
 
 _Check = Work[int]
 # Checks hold little; this many bytes of scratch allow for enough of them to keep all threads busy.
@@ -125,7 +125,5 @@ def _zeros(entry: PlanEntry) -> np.ndarray:
 
 
 def may_lose(entry: PlanEntry) -> bool:
-    """Whether a cast of this entry must be tried before it is known to be without loss."""
-    if not any(isinstance(op, Cast) and not op.lossy for op in entry.ops):
-        return False
-    return any(not is_safe_cast(s.dtype, entry.spec.dtype) for s in entry.source_specs)
+    """Whether values decide if this entry can be made: a cast that may lose one, a scale that may overflow."""
+    return may_refuse(entry.ops, entry.source_specs)

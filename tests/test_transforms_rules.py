@@ -47,7 +47,10 @@ BOUND: list[Op] = [Split(0, (1, 2), 1), Unstack(0, 3), Fit(Fill.NORMAL, (2, 3), 
 
 
 def test_the_vocabulary_is_closed_and_named() -> None:
-    names = "transpose reshape slice pad fit concat split stack unstack cast scale"
+    names = (
+        "transpose reshape slice pad fit concat split stack unstack "
+        "resize tile repeat permute_heads remap_rows cast scale mean"
+    )
     assert list(t.OPS) == names.split()
     with pytest.raises(TypeError):
         t.OPS["mine"] = Scale  # type: ignore[index]

@@ -13,6 +13,7 @@ from dist_restore.transforms import (
     Cast,
     Op,
     bind,
+    describe,
     filled_elements,
     infer,
     is_narrowing_cast,
@@ -59,7 +60,7 @@ def build_entry(target: TargetVariable, choice: Choice) -> PlanEntry:
     except RuleError as error:
         raise RuleError(f"{choice.evidence}: {target.name!r}: {error}") from error
     if result.shape != target.spec.shape:
-        return _problem(target, choice, Problem.SHAPE, _shape_reason(target, choice, result))
+        return _problem(target, choice, Problem.SHAPE, _shape_reason(target, choice, ops, result))
     if not _castable(result.dtype, target.spec.dtype):
         return _problem(target, choice, Problem.DTYPE, _dtype_reason(target, choice, result))
     return _entry(target, choice, _with_cast(ops, result, target), specs)
@@ -95,9 +96,9 @@ def _problem(target: TargetVariable, choice: Choice, problem: Problem, reason: s
     return unfilled(target, Status.UNMATCHED, reason, evidence=choice.evidence, problem=problem, candidates=names)
 
 
-def _shape_reason(target: TargetVariable, choice: Choice, result: TensorSpec) -> str:
+def _shape_reason(target: TargetVariable, choice: Choice, ops: tuple[Op, ...], result: TensorSpec) -> str:
     what = " + ".join(f"{s.name!r} {list(s.spec.shape)}" for s in choice.sources)
-    gives = f", which the ops make {list(result.shape)}" if choice.ops else ""
+    gives = f", which the ops ({describe(ops)}) make {list(result.shape)}" if ops else ""
     fix = '{ fit = { fill = "keep" } }'
     if result.elements == target.spec.elements:
         # Which of the two is meant, equal numbers of elements do not tell.

@@ -20,7 +20,7 @@ from dist_restore.resolve.names import NameTable, Side
 from dist_restore.resolve.nearest import quote
 from dist_restore.resolve.positions import match_positions
 from dist_restore.resolve.rules import RuleSet
-from dist_restore.resolve.slots import Owner, SlotResolver
+from dist_restore.resolve.slots import Owner, SlotResolver, refuse_negative
 from dist_restore.resolve.suggest import Suggester
 from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable, TensorSpec
 from dist_restore.transforms import source_boxes
@@ -159,7 +159,9 @@ class _Resolution:
 
     def _slot(self, variable: TargetVariable, owners: Mapping[str, Owner], resolver: SlotResolver) -> PlanEntry:
         if self._decisions.decided(variable.name) is not None:
-            return self._owner(variable, None).entry
+            entry = self._owner(variable, None).entry
+            refuse_negative(variable, entry)
+            return entry
         assert variable.slot is not None
         owner = owners.get(variable.slot.owner)
         if owner is None:

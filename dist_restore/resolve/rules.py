@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from dist_restore.errors import RuleError
+from dist_restore.resolve.vocabularies import Vocabularies
 from dist_restore.transforms import Op, parse_ops
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -113,6 +114,17 @@ class RuleSet:
     slots: tuple[tuple[str, str], ...] = ()
     origin: str = ""
 
+    def _with_vocabularies(self) -> RuleSet:
+        """The rules with the vocabularies read that their ops name; paths are relative to the rule file."""
+        vocabularies, rules = Vocabularies(self.origin), []
+        for index, rule in enumerate(self.rules):
+            try:
+                ops = vocabularies.read_for(rule.ops)
+            except RuleError as error:
+                raise RuleError(f"{self.where(index)}: {error}") from error
+            rules.append(rule if ops == rule.ops else dataclasses.replace(rule, ops=ops))
+        return dataclasses.replace(self, rules=tuple(rules))
+
     def where(self, index: int) -> str:
         """How messages call rule `index` (from 0): `rule 2 of fuse_qkv.toml`."""
         file = f" of {os.path.basename(self.origin)}" if self.origin else ""
@@ -120,11 +132,14 @@ class RuleSet:
 
     @staticmethod
     def of(value: RulesLike) -> RuleSet:
-        """Takes every form that the face allows: a path, a rule set, a list of rules, a dict, None."""
+        """Takes every form that the face allows: a path, a rule set, a list of rules, a dict, None.
+
+        Vocabularies that rules name are read here.
+        """
         if value is None:
             return RuleSet()
         if isinstance(value, RuleSet):
-            return value
+            return value._with_vocabularies()
         if isinstance(value, (str, os.PathLike)):
             return RuleSet.load(value)
         if isinstance(value, Mapping):
@@ -132,7 +147,7 @@ class RuleSet:
         if isinstance(value, Sequence):
             rules = tuple(rule for rule in value if isinstance(rule, Rule))
             if len(rules) == len(value):
-                return RuleSet(rules)
+                return RuleSet(rules)._with_vocabularies()
         raise RuleError(
             f"Rules are a path of a TOML file, a RuleSet, a list of Rule or a dict; not {type(value).__name__}."
         )
@@ -190,7 +205,7 @@ def _from_tables(tables: Mapping[str, object], origin: str) -> RuleSet:
         if not isinstance(table, Mapping):
             raise RuleError(f"{found.where(index)}: expected a [[rule]] table, found {type(table).__name__}.")
         rules.append(Rule.of(table, found.where(index)))
-    return dataclasses.replace(found, rules=tuple(rules))
+    return dataclasses.replace(found, rules=tuple(rules))._with_vocabularies()
 
 
 def _slots(table: object) -> tuple[tuple[str, str], ...]:

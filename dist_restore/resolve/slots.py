@@ -7,11 +7,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from dist_restore.entries import PlanEntry, Problem, Status
+from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.nearest import quote
 from dist_restore.slot_roles import degree_of, is_known, same_meaning
 from dist_restore.specs import CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
-from dist_restore.transforms import Op, Scale, for_slot
+from dist_restore.transforms import for_slot, refuses_slot
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,9 +122,11 @@ class SlotResolver:
         if any(t.spec.shape != s.spec.shape for t, s in zip(tensors, owner.sources, strict=True)):
             return self._build_odd_shaped(target, owner, tensors)
         # As the checkpoint's optimizer would have it: what is called otherwise in the program is still its value.
-        ops = self._slot_ops(owner.ops, self._roles.get(slot.role, slot.role), family)
-        if ops is None:
-            return self._unmatched(target, f"it is not known how {slot.role!r} changes when its owner is scaled")
+        degree = degree_of(self._roles.get(slot.role, slot.role), family)
+        refusal = refuses_slot(owner.ops, degree)
+        if refusal:
+            return self._unmatched(target, _refused(target, slot.role, tensors, refusal))
+        ops = for_slot(owner.ops, 1 if degree is None else degree)
         evidence = f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"
         return build_entry(target, dataclasses.replace(owner, sources=tensors, ops=ops, evidence=evidence))
 
@@ -136,15 +139,34 @@ class SlotResolver:
         return build_entry(target, Choice(tensors, (), f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"))
 
     @staticmethod
-    def _slot_ops(ops: tuple[Op, ...], role: str, family: str) -> tuple[Op, ...] | None:
-        degree = degree_of(role, family)
-        if degree is None and any(isinstance(op, Scale) for op in ops):
-            return None
-        return for_slot(ops, 1 if degree is None else degree)
-
-    @staticmethod
     def _unmatched(target: TargetVariable, reason: str) -> PlanEntry:
         return unfilled(target, Status.UNMATCHED, f"{reason}.", problem=Problem.UNMATCHED)
+
+
+def _refused(target: TargetVariable, role: str, tensors: tuple[SourceTensor, ...], refusal: str) -> str:
+    """Why ops do not carry over to a slot, and the two rules of which one says what is meant."""
+    sources = [t.name for t in tensors]
+    source = repr(sources[0]) if len(sources) == 1 else str(sources)
+    return (
+        f"{role!r} does not follow its owner by itself: {refusal}. Say what is meant in a rule of its own: "
+        f"keep = {target.name!r}, or from = {source}, to = {target.name!r} with the ops"
+    )
+
+
+def refuse_negative(target: TargetVariable, entry: PlanEntry) -> None:
+    """Raises where a rule's ops may make squares of gradients negative: an optimizer takes their root.
+
+    Raises:
+      RuleError: the slot holds squares, and an op may give a negative number for positive ones.
+    """
+    if target.slot is None or degree_of(target.slot.role, "") != 2:
+        return
+    for op in entry.ops:
+        if op.may_turn_negative:
+            raise RuleError(
+                f"{entry.evidence}: {target.name!r} holds squares of gradients, and {op.describe()} may make some of "
+                "them negative. Use resize with linear or nearest, or keep the slot."
+            )
 
 
 def slots_of(targets: TargetIndex) -> Mapping[str, list[TargetVariable]]:

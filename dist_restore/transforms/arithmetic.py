@@ -11,9 +11,9 @@ import numpy as np
 from dist_restore.errors import DtypeMismatchError, RuleError
 from dist_restore.specs import Box, TensorSpec
 from dist_restore.transforms.base import Array, Live, MapOp, Op, at, blocks
-from dist_restore.transforms.dtypes import Kind, dtype_name, is_possible_cast, is_safe_cast, kind_of, unknown_dtype
+from dist_restore.transforms.dtypes import Kind, is_possible_cast, is_safe_cast, kind_of, unknown_dtype
 from dist_restore.transforms.fields import Fields, rule_error
-from dist_restore.transforms.lossless import cast_values, check_lossless
+from dist_restore.transforms.lossless import cast_values, check_lossless, require_finite
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,6 +38,10 @@ class Cast(MapOp):
     def for_slot(self, degree: int) -> tuple[Op, ...]:
         """A slot has a dtype of its own, so its owner's cast says nothing about it."""
         return ()
+
+    def may_refuse(self, spec: TensorSpec) -> bool:
+        """See `Op`."""
+        return not self.lossy and not is_safe_cast(spec.dtype, self.dtype)
 
     def infer_one(self, spec: TensorSpec) -> TensorSpec:
         """See `MapOp`."""
@@ -93,6 +97,19 @@ class Scale(MapOp):
                 "Keep or drop the optimizer's slots of this variable by a rule of their own",
             ) from error
 
+    def refuses_slot(self, degree: int | None) -> str:
+        """See `Op`."""
+        return "it is not known how it changes when its owner is scaled" if degree is None else ""
+
+    def may_refuse(self, spec: TensorSpec) -> bool:
+        """See `Op`."""
+        return abs(self.by) > 1
+
+    @property
+    def may_turn_negative(self) -> bool:
+        """See `Op`."""
+        return self.by < 0
+
     def infer_one(self, spec: TensorSpec) -> TensorSpec:
         """See `MapOp`."""
         if kind_of(spec.dtype) not in (Kind.FLOAT, Kind.COMPLEX):
@@ -109,7 +126,7 @@ class Scale(MapOp):
             values = array[at(box)].astype(wide)
             with np.errstate(all="ignore"):
                 result[at(box)] = (values * self.by).astype(array.dtype)
-            self._check_finite(values, result[at(box)])
+            require_finite(self.NAME, values, result[at(box)], f"times {self.by} ")
         return result
 
     def pull_back_one(self, spec: TensorSpec, box: Box) -> Box:
@@ -120,12 +137,3 @@ class Scale(MapOp):
         """See `MapOp`."""
         inverse = 1 / self.by if self.by else math.inf
         return Scale(inverse) if math.isfinite(inverse) else None
-
-    def _check_finite(self, values: Array, scaled: Array) -> None:
-        lost = np.isfinite(values) & ~np.isfinite(scaled.astype(values.dtype))
-        if lost.any():
-            dtype = dtype_name(scaled.dtype)
-            raise DtypeMismatchError(
-                f"scale: {values[lost].flat[0]!s} times {self.by} does not exist in {dtype}. "
-                "Cast to a wider dtype before scale, or correct by."
-            )

@@ -97,8 +97,25 @@ class Op(abc.ABC):
         """What an optimizer slot gets when its owner gets this op."""
         return (self,)
 
+    def refuses_slot(self, degree: int | None) -> str:
+        """Why a slot of this degree cannot get what its owner gets; empty when it can.
+
+        Args:
+          degree: the power of the gradient that the slot holds, as for `for_slot`; None where it is not known.
+        """
+        return ""
+
+    def may_refuse(self, spec: TensorSpec) -> bool:
+        """Whether it depends on the values of such an input if `apply` raises; shapes and dtypes tell all else."""
+        return False
+
     def cuts(self, spec: TensorSpec) -> bool:
         """Whether elements of such an input are left out of the result."""
+        return False
+
+    @property
+    def may_turn_negative(self) -> bool:
+        """Whether inputs that are all positive can give a negative result."""
         return False
 
     @property

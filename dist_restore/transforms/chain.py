@@ -141,6 +141,22 @@ def for_slot(ops: Sequence[Op], degree: int) -> tuple[Op, ...]:
     return tuple(itertools.chain.from_iterable(op.for_slot(degree) for op in ops))
 
 
+def refuses_slot(ops: Sequence[Op], degree: int | None) -> str:
+    """Why an optimizer slot cannot follow an owner that gets `ops`; empty when it can.
+
+    Args:
+      ops: the owner's ops, bound or not.
+      degree: as for `for_slot`; None where it is not known.
+    """
+    return next(filter(None, (op.refuses_slot(degree) for op in ops)), "")
+
+
+def may_refuse(ops: Sequence[Op], specs: Specs) -> bool:
+    """Whether a bound chain must be tried on the values before it is known that `apply` does not raise."""
+    ordered = keep_last(ops)
+    return any(any(map(op.may_refuse, s)) for op, s in zip(ordered, stages(ordered, specs), strict=False))
+
+
 def filled_elements(ops: Sequence[Op], specs: Specs) -> int:
     """How many elements of the target come from the sources; pad and fit make the rest.
 

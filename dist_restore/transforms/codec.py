@@ -11,13 +11,19 @@ from typing import TypeAlias
 
 from dist_restore.errors import RuleError
 from dist_restore.transforms.arithmetic import Cast, Scale
+from dist_restore.transforms.averaging import Mean
 from dist_restore.transforms.base import Op
+from dist_restore.transforms.copying import Repeat, Tile
 from dist_restore.transforms.fields import Fields, rule_error, shown
 from dist_restore.transforms.fills import Fit, Pad
+from dist_restore.transforms.heads import PermuteHeads
 from dist_restore.transforms.merging import Concat, Stack
 from dist_restore.transforms.movement import Slice, Transpose
 from dist_restore.transforms.parting import Split, Unstack
+from dist_restore.transforms.remap import RemapRows
 from dist_restore.transforms.reshape import Reshape
+from dist_restore.transforms.resize import Resize
+from dist_restore.transforms.row_map import RowMap
 
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
 
@@ -31,8 +37,14 @@ _VOCABULARY: tuple[type[Op], ...] = (
     Split,
     Stack,
     Unstack,
+    Resize,
+    Tile,
+    Repeat,
+    PermuteHeads,
+    RemapRows,
     Cast,
     Scale,
+    Mean,
 )
 
 OPS: Mapping[str, type[Op]] = MappingProxyType({op.NAME: op for op in _VOCABULARY})
@@ -43,7 +55,7 @@ def parse_op(raw: object, *, bound: bool = False) -> Op:
 
     Args:
       raw: a mapping with the op's name as its only key, and its fields.
-      bound: accept the fields that only plans have (`part`, `seed`, and the `shape` of fit).
+      bound: accept the fields that only plans have (`part`, `seed`, the `shape` of fit, the `rows` of remap_rows).
 
     Raises:
       RuleError: the op, one of its fields or a dtype is not known, or a value has the wrong type or size.
@@ -127,6 +139,8 @@ def _spelling(kind: type[Op]) -> str:
 def _plain(value: object) -> JsonValue:
     if isinstance(value, enum.Enum):
         return str(value.value)
+    if isinstance(value, RowMap):
+        return value.text()
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, bool | int | float | str):

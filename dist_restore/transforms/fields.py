@@ -70,6 +70,19 @@ class Fields:
             raise self._wrong(key, "a string", value)
         return value
 
+    def maybe_texts(self, key: str) -> str | tuple[str, ...] | None:
+        """A string or a list of strings, or None when it was not written."""
+        value = self.values.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        if not isinstance(value, Sequence) or isinstance(value, bytes):
+            raise self._wrong(key, "a string or a list of strings", value)
+        found = tuple(str(item) for item in value if isinstance(item, str))
+        if len(found) != len(value):
+            wrong = next(item for item in value if not isinstance(item, str))
+            raise self._wrong(key, "a string or a list of strings", wrong)
+        return found
+
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self.values.get(key, default)
@@ -79,7 +92,20 @@ class Fields:
 
     def number(self, key: str) -> float:
         """A finite number."""
-        value = self.values[key]
+        return self._number(key, self.values[key])
+
+    def maybe_numbers(self, key: str, limit: int) -> tuple[float, ...] | None:
+        """A list of at most `limit` finite numbers, or None when it was not written."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise self._wrong(key, "a list of numbers", value)
+        if len(value) > limit:
+            raise self._wrong(key, f"at most {limit} numbers", len(value))
+        return tuple(self._number(key, item) for item in value)
+
+    def _number(self, key: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(key, "a number", value)
         if (isinstance(value, int) and abs(value) >= _MAX_INT) or not math.isfinite(value):

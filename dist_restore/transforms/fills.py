@@ -48,8 +48,8 @@ class Fill(str, enum.Enum):
     NORMAL = "normal"
 
 
-_FILLS = tuple(f.value for f in Fill)
-_MEASURED = (Fill.MEAN, Fill.NORMAL)
+FILL_NAMES = tuple(f.value for f in Fill)
+MEASURED = (Fill.MEAN, Fill.NORMAL)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,8 +90,8 @@ class FillOp(MapOp):
     def infer_one(self, spec: TensorSpec) -> TensorSpec:
         """See `MapOp`."""
         layout = self.layout(spec)
-        if self.fill in _MEASURED and layout.grows:
-            self._check_measurable(spec)
+        if self.fill in MEASURED and layout.grows:
+            check_measurable(self.NAME, "fill", self.fill, spec)
         return TensorSpec(layout.shape, spec.dtype)
 
     def sourced_one(self, spec: TensorSpec, count: int) -> int:
@@ -108,7 +108,7 @@ class FillOp(MapOp):
         dtype = np.dtype(object) if array.dtype.kind in "SU" else array.dtype
         result = self._ground(layout.shape, dtype, live)
         result[at(layout.place)] = part
-        if self.fill in _MEASURED:
+        if self.fill in MEASURED:
             self._measured(array, result, layout)
         return result
 
@@ -116,7 +116,7 @@ class FillOp(MapOp):
         """See `MapOp`."""
         layout = self.layout(spec)
         inside = _intersection(box, layout.place)
-        if self.fill in _MEASURED and inside != box:
+        if self.fill in MEASURED and inside != box:
             return Box.whole(spec.shape)
         moved = zip(inside.begin, layout.place.begin, layout.crop.begin, strict=True)
         return some(Box(tuple(b - p + c for b, p, c in moved), inside.size))
@@ -126,41 +126,12 @@ class FillOp(MapOp):
         layout = self.layout(spec)
         return Slice(layout.place.begin, layout.place.size) if layout.crop.covers(spec.shape) else None
 
-    def _check_measurable(self, spec: TensorSpec) -> None:
-        if kind_of(spec.dtype) is not Kind.FLOAT:
-            raise rule_error(
-                self.NAME,
-                f"fill {self.fill.value} needs floating numbers, found {spec}",
-                'Use fill = "zeros" or "keep"',
-            )
-        if not spec.elements:
-            raise rule_error(
-                self.NAME, f"fill {self.fill.value} of {spec}, which has no elements", 'Use fill = "zeros" or "keep"'
-            )
-
     def _ground(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], live: Live | None) -> Array:
         if self.keeps:
-            return self._present(shape, dtype, live)
+            return present(self.NAME, shape, dtype, live)
         if dtype == np.dtype(object):
             return np.full(shape, b"", object)
-        return np.empty(shape, dtype) if self.fill in _MEASURED else np.zeros(shape, dtype)
-
-    def _present(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], live: Live | None) -> Array:
-        if live is None:
-            raise rule_error(self.NAME, 'fill = "keep" needs the present value and none was given', "Pass live=")
-        present = live()
-        if present.shape != shape:
-            raise ShapeMismatchError(
-                f"{self.NAME}: expected a present value of shape {list(shape)}, found {list(present.shape)}. "
-                f'fill = "keep" must give the target\'s own shape; correct the {self.NAME} op.'
-            )
-        if dtype_name(present.dtype) != dtype_name(dtype):
-            found = dtype_name(present.dtype)
-            raise DtypeMismatchError(
-                f"{self.NAME}: expected a present value of dtype {dtype_name(dtype)}, found {found}. "
-                f'Write {{ cast = {{ dtype = "{found}" }} }} before {self.NAME}.'
-            )
-        return present.astype(dtype, order="C", copy=True)
+        return np.empty(shape, dtype) if self.fill in MEASURED else np.zeros(shape, dtype)
 
     def _measured(self, array: Array, result: Array, layout: _Layout) -> None:
         mean, deviation = _moments(array)
@@ -171,6 +142,34 @@ class FillOp(MapOp):
             for box in blocks(region):
                 draws = noise.standard_normal(box.size) if self.fill == Fill.NORMAL else np.zeros(box.size)
                 region[at(box)] = (mean + deviation * draws).astype(result.dtype)
+
+
+def check_measurable(op: str, key: str, fill: Fill, spec: TensorSpec) -> None:
+    """Raises unless a tensor has a mean that can be computed; `key` is what the rule file calls the fill."""
+    fix = f'Use {key} = "zeros" or "keep"'
+    if kind_of(spec.dtype) is not Kind.FLOAT:
+        raise rule_error(op, f"{key} {fill.value} needs floating numbers, found {spec}", fix)
+    if not spec.elements:
+        raise rule_error(op, f"{key} {fill.value} of {spec}, which has no elements", fix)
+
+
+def present(op: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], live: Live | None) -> Array:
+    """A copy of the target's present value; raises when there is none of this shape and dtype."""
+    if live is None:
+        raise rule_error(op, "the present value is to be kept and none was given", "Pass live=")
+    found = live()
+    if found.shape != shape:
+        raise ShapeMismatchError(
+            f"{op}: expected a present value of shape {list(shape)}, found {list(found.shape)}. "
+            f"What is kept must have the target's own shape; correct the {op} op."
+        )
+    if dtype_name(found.dtype) != dtype_name(dtype):
+        name = dtype_name(found.dtype)
+        raise DtypeMismatchError(
+            f"{op}: expected a present value of dtype {dtype_name(dtype)}, found {name}. "
+            f'Write {{ cast = {{ dtype = "{name}" }} }} before {op}.'
+        )
+    return found.astype(dtype, order="C", copy=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -192,7 +191,7 @@ class Pad(FillOp):
     @classmethod
     def read(cls, fields: Fields) -> Pad:
         """See `Op`."""
-        fill = Fill(fields.choice("fill", _FILLS))
+        fill = Fill(fields.choice("fill", FILL_NAMES))
         return cls(fields.integers("before"), fields.integers("after"), fill, fields.integer("seed", 0))
 
     def bind(self, specs: Specs, site: Site) -> Pad:
@@ -229,7 +228,7 @@ class Fit(FillOp):
     @classmethod
     def read(cls, fields: Fields) -> Fit:
         """See `Op`."""
-        fill = Fill(fields.choice("fill", _FILLS))
+        fill = Fill(fields.choice("fill", FILL_NAMES))
         return cls(fill, fields.maybe_integers("shape"), fields.integer("seed", 0))
 
     def bind(self, specs: Specs, site: Site) -> Fit:

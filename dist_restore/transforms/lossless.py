@@ -58,6 +58,23 @@ def check_lossless(array: Array, dtype: str, name: str) -> None:
             raise _lossy(array[at(Box(index, (1,) * len(index)))], index, source, dtype, name)
 
 
+def require_finite(op: str, values: Array, results: Array, how: str = "") -> None:
+    """Raises where arithmetic in a wide dtype gave a finite value that the result's dtype does not have.
+
+    Args:
+      op: name of the op, for the message.
+      values: in the wide dtype: the inputs, or the results before they were rounded.
+      results: what became of them, in the tensor's own dtype.
+      how: what was done to the value, for the message.
+    """
+    lost = np.isfinite(values) & ~np.isfinite(results.astype(values.dtype))
+    if lost.any():
+        raise DtypeMismatchError(
+            f"{op}: {values[lost].flat[0]!s} {how}does not exist in {dtype_name(results.dtype)}. "
+            f"Cast to a wider dtype before {op}, or correct the {op} op."
+        )
+
+
 def _lossy(value: Array, index: tuple[int, ...], source: str, dtype: str, name: str) -> DtypeMismatchError:
     becomes = cast_values(value, dtype)
     message = (

@@ -47,7 +47,7 @@ class Concat(MergeOp):
     def infer_all(self, specs: Specs) -> TensorSpec:
         """See `MergeOp`."""
         axis = self._axis(specs)
-        _check_same(self.NAME, tuple(with_axis(s.shape, axis, -1) for s in specs), specs)
+        check_same(self.NAME, tuple(with_axis(s.shape, axis, -1) for s in specs), specs)
         return TensorSpec(with_axis(specs[0].shape, axis, sum(s.shape[axis] for s in specs)), specs[0].dtype)
 
     def apply(self, arrays: Sequence[Array], live: Live | None) -> tuple[Array, ...]:
@@ -93,7 +93,7 @@ class Stack(MergeOp):
 
     def infer_all(self, specs: Specs) -> TensorSpec:
         """See `MergeOp`."""
-        _check_same(self.NAME, tuple(s.shape for s in specs), specs)
+        check_same(self.NAME, tuple(s.shape for s in specs), specs)
         axis, shape = self._axis(specs), specs[0].shape
         return TensorSpec((*shape[:axis], len(specs), *shape[axis:]), specs[0].dtype)
 
@@ -122,7 +122,8 @@ def _overlap(box: Box, axis: int, start: int, size: int) -> Box:
     return Box(with_axis(box.begin, axis, low - start), with_axis(box.size, axis, max(0, high - low)))
 
 
-def _check_same(op: str, shapes: tuple[tuple[int, ...], ...], specs: Specs) -> None:
+def check_same(op: str, shapes: tuple[tuple[int, ...], ...], specs: Specs) -> None:
+    """Raises unless all tensors have one dtype and, of their shapes, what counts is equal."""
     if any(shape != shapes[0] for shape in shapes):
         expected = "equal shapes but for the axis" if op == Concat.NAME else "equal shapes"
         raise shape_error(op, expected, _listed(specs), "Transpose, reshape or slice them first, or correct axis")
