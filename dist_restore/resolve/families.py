@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import TypeAlias
 
 _COUNTER = re.compile(r"_(\d+)\Z")
 _NUMBER = re.compile(r"\d+")
+
+Members: TypeAlias = Mapping[str, frozenset[str]]  # container -> the indexes that occur in it
 
 
 def list_positions(name: str) -> Iterator[tuple[str, str]]:
@@ -47,19 +50,31 @@ class Lists:
           targets: names of all variables.
           sources: names of all tensors, in the program's terms.
         """
-        self._open = list_members(open_targets), list_members(open_sources)
-        self._whole = list_members(targets), list_members(sources)
+        ours, theirs = list_members(open_targets), list_members(open_sources)
+        whole = list_members(targets), list_members(sources)
+        # Found once for each list: comparing 5,000 members anew for each of 50,000 names took 2.8 s.
+        self._unequal = {
+            container: reason
+            for container in ours.keys() & theirs.keys()
+            if ours[container] != theirs[container]
+            and (reason := _why_unequal(container, (ours, theirs), whole))
+        }
 
     def unequal(self, name: str) -> str:
         """Why an index in a name is no evidence, for the first list of which that is true; else empty."""
-        for container, _ in list_positions(name):
-            ours, theirs = (side.get(container, frozenset()) for side in self._open)
-            if ours and theirs and ours != theirs:
-                whole, there = (side.get(container, frozenset()) for side in self._whole)
-                # Lists that are equal as wholes stay so when rules keep or drop some members.
-                if whole != there or not (ours < theirs or theirs < ours):
-                    return _unequal(container, *((whole, there) if whole != there else (ours, theirs)))
-        return ""
+        if not self._unequal:
+            return ""
+        return next((self._unequal[c] for c, _ in list_positions(name) if c in self._unequal), "")
+
+
+def _why_unequal(container: str, open_: Sequence[Members], whole: Sequence[Members]) -> str:
+    """Why two lists whose open members differ are not the same; empty where they are."""
+    ours, theirs = (side[container] for side in open_)
+    all_ours, all_theirs = (side.get(container, frozenset()) for side in whole)
+    if all_ours != all_theirs:
+        return _unequal(container, all_ours, all_theirs)
+    # Lists that are equal as wholes stay so when rules keep or drop some members.
+    return "" if ours < theirs or theirs < ours else _unequal(container, ours, theirs)
 
 
 def _unequal(container: str, ours: Sized, theirs: Sized) -> str:

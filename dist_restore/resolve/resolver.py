@@ -137,9 +137,9 @@ class _Resolution:
 
     def _unfilled(self, variable: TargetVariable, outcome: Conflict | None) -> PlanEntry:
         if outcome is not None:
-            names = tuple(t.name for t in outcome.candidates)
+            names = tuple(t.name for t in outcome.candidates[:8])
             reason = f"{outcome.reason}."
-            return unfilled(variable, Status.AMBIGUOUS, reason, problem=Problem.AMBIGUOUS, candidates=names[:8])
+            return unfilled(variable, Status.AMBIGUOUS, reason, problem=Problem.AMBIGUOUS, candidates=names)
         if variable.keep_reason:
             return unfilled(variable, Status.KEPT, variable.keep_reason, evidence="not in any checkpoint")
         return unfilled(variable, Status.UNMATCHED, self._why_unmatched(variable), problem=Problem.UNMATCHED)
