@@ -77,6 +77,8 @@ class _Resolution:
 
     def _match(self, owned: list[TargetVariable]) -> Mapping[str, Outcome]:
         open_targets = [v for v in owned if self._decisions.decided(v.name) is None]
+        if not open_targets:
+            return {}
         taken = self._decisions.used.keys() | self._decisions.dropped.keys()
         free = [t for t in self._sources.tensors if t.slot is None and t.name not in taken]
         settled = [(n, s.name) for n, a in self._decisions.assigned.items() for s in a.sources]
