@@ -8,7 +8,9 @@ Knows components and arrays; knows no strategies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -18,19 +20,45 @@ from dist_restore import host_memory
 try:
     from tensorflow.core.framework import function_pb2
     from tensorflow.core.protobuf import config_pb2
-    from tensorflow.python import pywrap_tfe
-    from tensorflow.python.eager import context
+    from tensorflow.python.eager import context, execute
     from tensorflow.python.framework import ops as framework_ops
 except ImportError:  # another TensorFlow
     _PRIVATE = False
 else:
-    _PRIVATE = hasattr(pywrap_tfe, "TFE_Py_Execute") and hasattr(context.Context, "add_function_def")
+    _PRIVATE = hasattr(context.Context, "add_function_def") and hasattr(context.Context, "host_address_space")
 
 # Variables of one call. Measured per variable, and for the first call: 64: 3.7 us, 6 ms; 256: 2.1 us, 17 ms;
 # 1024: 1.9 us, 66 ms. Traced by `tf.function` and optimised by Grappler, 128 take 150 ms before the first call.
 COUNT = 256
+# Below this many values at once the first call costs more than it saves.
+_FEW = 8 * COUNT
 
-Components = tuple[tf.Variable, ...]
+Components: TypeAlias = tuple[tf.Variable, ...]
+Item = TypeVar("Item")
+
+
+def together(items: list[Item], array_of: Callable[[Item], np.ndarray | None]) -> Iterator[list[Item]]:
+    """Empties a list: `COUNT` items whose arrays have one shape and dtype come together, all others alone.
+
+    Args:
+      items: in the order in which they are wanted.
+      array_of: an item's array; None for what is to come alone.
+    """
+    waiting: dict[tuple[tuple[int, ...], np.dtype], list[Item]] = collections.defaultdict(list)
+    few = len(items) < _FEW
+    items.reverse()
+    while items:
+        item = items.pop()
+        array = None if few else array_of(item)
+        if array is None:
+            yield [item]
+            continue
+        key = array.shape, array.dtype
+        waiting[key].append(item)
+        if len(waiting[key]) == COUNT:
+            yield waiting.pop(key)
+    for group in waiting.values():
+        yield from ([item] for item in group)
 
 
 def write(rows: Sequence[Components | None], values: Sequence[np.ndarray]) -> bool:
@@ -75,7 +103,7 @@ def _fits(column: Components, value: np.ndarray) -> bool:
         return False
     if not device.startswith(f"{context.context().host_address_space()}/device:CPU:"):
         return False
-    return all(c.shape.as_list() == shape and c.dtype == dtype and c.device == device for c in column)
+    return all(c.shape.as_list() == shape and c.dtype is dtype and c.device == device for c in column)
 
 
 def _write_column(column: Components, array: np.ndarray) -> None:
@@ -84,7 +112,7 @@ def _write_column(column: Components, array: np.ndarray) -> None:
     inputs = [batch, *(component.handle for component in column)]
     # Grappler has nothing to win here and takes longer than all the calls; other threads cost more than they bring.
     attributes = ("executor_type", "SINGLE_THREADED_EXECUTOR", "config_proto", _CONFIG)
-    pywrap_tfe.TFE_Py_Execute(context.context()._handle, device, _registered(dtype, device), inputs, attributes, 0)
+    execute.execute(_registered(dtype, device), 0, inputs, attributes, context.context())
 
 
 def _registered(dtype: int, device: str) -> str:

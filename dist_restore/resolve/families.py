@@ -56,8 +56,7 @@ class Lists:
         self._unequal = {
             container: reason
             for container in ours.keys() & theirs.keys()
-            if ours[container] != theirs[container]
-            and (reason := _why_unequal(container, (ours, theirs), whole))
+            if ours[container] != theirs[container] and (reason := _why_unequal(container, (ours, theirs), whole))
         }
 
     def unequal(self, name: str) -> str:
