@@ -58,6 +58,7 @@ class _Resolution:
         self._sources, self._targets, self._rules, self._options = sources, targets, rules, options
         self._decisions = Decisions()
         self._suggester = Suggester(sources)
+        self._optimizer_names = {o.name for o in targets.optimizers}, {o.name for o in sources.optimizers}
 
     def run(self) -> RestorePlan:
         source_table = NameTable(self._sources.tensors, "the checkpoint")
@@ -124,7 +125,7 @@ class _Resolution:
     def _is_wrapped_otherwise(self, variable: TargetVariable, source: SourceTensor) -> bool:
         """Whether an optimizer's state comes from an optimizer that wraps another, or goes into one, but not both."""
         ours, theirs = variable.name.rpartition("/")[0], source.name.rpartition("/")[0]
-        names = {o.name for o in self._targets.optimizers}, {o.name for o in self._sources.optimizers}
+        names = self._optimizer_names
         if ours not in names[0] or theirs not in names[1]:
             return False
         return (f"{ours}/inner_optimizer" in names[0]) != (f"{theirs}/inner_optimizer" in names[1])
