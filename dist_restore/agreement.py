@@ -51,6 +51,8 @@ def _is_whole(entry: PlanEntry) -> bool:
 
 def _makes(entry: PlanEntry) -> bool:
     """Whether an entry's ops make a value of its target's shape and dtype out of its sources."""
+    if not entry.ops:
+        return entry.source_specs == (entry.spec,)
     try:
         return bool(entry.sources) and infer(entry.ops, entry.source_specs) == entry.spec
     except (RestoreError, ValueError, TypeError, IndexError):

@@ -7,12 +7,14 @@ One of the two places that tell strategies apart: replicated variables are assig
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from dist_restore import host_memory
+from dist_restore import grouped, host_memory
 from dist_restore.host_memory import Blank
 from dist_restore.sources.checksum import extend
 
@@ -33,6 +35,14 @@ class Replicas:
                 known[place] = checksum(array)
             found.append(known[place])
         return tuple(found)
+
+
+class Write(NamedTuple):
+    """A value for a variable: as for `Assigner.assign`."""
+
+    variable: tf.Variable
+    value: np.ndarray | Blank
+    crc32c: int
 
 
 class Assigner:
@@ -81,6 +91,18 @@ class Assigner:
         for component in plain:
             host_memory.write(component, tensor)
         return (crc,) * len(plain)
+
+    def assign_many(self, writes: Sequence[Write]) -> list[tuple[int, ...]]:
+        """Assigns what `grouped.together` put together: for each replica in one call, where that can be.
+
+        Returns:
+          For each variable what `assign` returns. Where it raises, any of the variables may have changed.
+        """
+        rows = [host_memory.plain_components(w.variable) for w in writes] if len(writes) > 1 else []
+        arrays = [w.value for w in writes if not isinstance(w.value, Blank)]
+        if rows and len(arrays) == len(rows) and grouped.write(rows, arrays):
+            return [(w.crc32c,) * len(row or ()) for w, row in zip(writes, rows, strict=True)]
+        return [self.assign(*write) for write in writes]
 
     def _assign_whole(self, variable: tf.Variable, tensor: tf.Tensor, crc: int) -> tuple[int, ...]:
         with self._strategy.scope():

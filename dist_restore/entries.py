@@ -5,9 +5,10 @@ A `PlanEntry` says what one target variable gets; `Coverage` adds the entries up
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from dist_restore.specs import Group, TensorSpec
@@ -129,13 +130,10 @@ class Coverage:
     @staticmethod
     def of(entries: Iterable[PlanEntry]) -> Coverage:
         """Counts the entries of a plan."""
-        totals: dict[tuple[Group, Status], tuple[Tally, Tally]] = {}
+        members: dict[tuple[Group, Status], list[PlanEntry]] = collections.defaultdict(list)
         for entry in entries:
-            key = (entry.group, entry.status)
-            total, filled = totals.get(key, (Tally(), Tally()))
-            totals[key] = (total + _total(entry), filled + _filled(entry))
-        rows = (CoverageRow(group, status, *totals[group, status]) for group, status in sorted(totals))
-        return Coverage(tuple(rows))
+            members[entry.group, entry.status].append(entry)
+        return Coverage(tuple(_row(*key, members[key]) for key in sorted(members)))
 
     def total(self, *, group: Group | None = None, status: Status | None = None) -> Tally:
         """All targets, or those of one group, one status or both."""
@@ -175,14 +173,13 @@ class Coverage:
         return [r for r in rows if status is None or r.status is status]
 
 
-def _total(entry: PlanEntry) -> Tally:
-    return Tally(1, entry.spec.elements, entry.bytes)
-
-
-def _filled(entry: PlanEntry) -> Tally:
-    if not entry.filled:
-        return Tally()
-    return Tally(1, entry.elements, filled_bytes(entry))
+def _row(group: Group, status: Status, entries: Sequence[PlanEntry]) -> CoverageRow:
+    count = len(entries)
+    total = Tally(count, sum(e.spec.elements for e in entries), sum(e.bytes for e in entries))
+    if status not in FILLED:
+        return CoverageRow(group, status, total, Tally())
+    filled = Tally(count, sum(e.elements for e in entries), sum(map(filled_bytes, entries)))
+    return CoverageRow(group, status, total, filled)
 
 
 def filled_bytes(entry: PlanEntry) -> int:

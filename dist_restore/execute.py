@@ -11,15 +11,17 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
-from dist_restore.assign import Assigner, Replicas, checksum
+from dist_restore.assign import Assigner, Replicas, Write, checksum
 from dist_restore.checking import check_located
 from dist_restore.distribute.exchange import Exchange
 from dist_restore.distribute.schedule import Unit
 from dist_restore.distribute.sharing import Schedule
 from dist_restore.entries import PlanEntry
 from dist_restore.errors import RestoreError, VerificationError
+from dist_restore.grouped import together
 from dist_restore.host_memory import Blank
 from dist_restore.phases import during, phase_of
 from dist_restore.pipeline import Started, Work, stream
@@ -97,18 +99,20 @@ class Ledger:
     def assign(self, values: list[Value]) -> None:
         """Assigns values, in their order; the list is empty afterwards."""
         with during("assign"):
-            while values:  # each is let go before the next one is assigned: its memory is the variable's now
-                value = values.pop(0)
-                self._touched.append(value.entry.target)
-                self.assigned.append(self._assign(value))
-                self._progress.advance(value.entry.bytes, value.entry.target)
-                del value
+            # Each is let go before the next one is assigned: its memory is the variable's now.
+            for group in together(values, _small):
+                self._touched += [value.entry.target for value in group]
+                self.assigned += self._assign(group)
+                self._progress.advance(sum(value.entry.bytes for value in group), group[-1].entry.target)
+                del group
 
-    def _assign(self, value: Value) -> Assigned:
-        name = value.entry.target
-        array = value.value.array if isinstance(value.value, Blank) else value.value
-        crc = checksum(array) if value.crc32c is None else value.crc32c
-        return Assigned(name, self.assigner.assign(self.handles[name], value.value, crc), value.entry.bytes, crc)
+    def _assign(self, group: Sequence[Value]) -> list[Assigned]:
+        writes = [Write(self.handles[v.entry.target], v.value, _crc(v)) for v in group]
+        found = self.assigner.assign_many(writes)
+        return [
+            Assigned(v.entry.target, checksums, v.entry.bytes, write.crc32c)
+            for v, write, checksums in zip(group, writes, found, strict=True)
+        ]
 
     @contextlib.contextmanager
     def accounting(self) -> Iterator[None]:
@@ -129,6 +133,15 @@ class Ledger:
         names = ", ".join(repr(name) for name in self._touched[:20])
         more = ", ..." if len(self._touched) > 20 else ""
         return f"{len(self._touched)} variable(s) had changed already: {names}{more}."
+
+
+def _small(value: Value) -> np.ndarray | None:
+    return None if isinstance(value.value, Blank) else value.value
+
+
+def _crc(value: Value) -> int:
+    array = value.value.array if isinstance(value.value, Blank) else value.value
+    return checksum(array) if value.crc32c is None else value.crc32c
 
 
 def assign_units(units: Sequence[Unit], source: Source, ledger: Ledger, live_of: LiveOf, memory_budget: int) -> None:

@@ -28,7 +28,7 @@ else:
     _PRIVATE = True
 
 # Dtypes that the Empty op has a kernel for on CPUs.
-_DTYPES = frozenset(
+DTYPES = frozenset(
     "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 "
     "complex64 complex128".split()
 )
@@ -56,7 +56,7 @@ class Blank:
 
 def blank(shape: Sequence[int], dtype: str) -> Blank | None:
     """A tensor of memory that nobody has written to yet; None where there is no such thing for the dtype."""
-    if dtype not in _DTYPES or not _PRIVATE or not tf.executing_eagerly():
+    if dtype not in DTYPES or not _PRIVATE or not tf.executing_eagerly():
         return None
     eager = context.context()  # first of all: before anything else has asked for it there can be no tensor
     eager.ensure_initialized()

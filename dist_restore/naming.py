@@ -161,10 +161,12 @@ def name_graph(nodes: Sequence[Node]) -> tuple[tuple[NamedLeaf, ...], tuple[Opti
 
 
 def _check_edges(nodes: Sequence[Node]) -> None:
+    count = len(nodes)
     for index, node in enumerate(nodes):
-        children = itertools.chain((c for _, c in node.edges), (i for o, _, s in node.slots for i in (o, s)))
+        children = [c for _, c in node.edges]
+        children += [i for owner, _, slot in node.slots for i in (owner, slot)]
         for child in children:
-            if not 0 <= child < len(nodes):
+            if not 0 <= child < count:
                 raise CheckpointCorruptError(
                     f"The object graph is broken: object {index} refers to object {child}, and there are "
                     f"{len(nodes)}. Use another checkpoint."

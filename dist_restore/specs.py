@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import math
 
@@ -187,7 +188,7 @@ class SourceTensor:
     tracker_only: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class CheckpointIndex:
     """Everything that a checkpoint says without its tensor data.
 
@@ -205,7 +206,7 @@ class CheckpointIndex:
     optimizers: tuple[OptimizerInfo, ...] = ()
     ignored: tuple[tuple[str, str], ...] = ()
 
-    @property
+    @functools.cached_property  # of some 100,000 names, and asked for in several phases
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes, dtypes and keys; equal for equal indexes wherever the files lie."""
         return _fingerprint(
@@ -241,14 +242,14 @@ class TargetVariable:
     tracker_only: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class TargetIndex:
     """The live variables, in the order in which they were found; names are unique."""
 
     variables: tuple[TargetVariable, ...]
     optimizers: tuple[OptimizerInfo, ...] = ()
 
-    @property
+    @functools.cached_property  # of some 100,000 names, and asked for in several phases
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes and dtypes; equal on all workers that built the same program."""
         return _fingerprint(

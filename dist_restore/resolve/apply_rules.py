@@ -238,7 +238,7 @@ def _matches(pattern: Pattern, table: NameTable[Named], taken: Container[str] = 
             yield item, {}
         return
     seen: set[str] = set()
-    for name, item in table.starting_with(pattern.prefix):
+    for name, item in table.framed(pattern.prefix, pattern.suffix):
         if item.name not in taken and item.name not in seen:
             captures = pattern.match(name)
             if captures is not None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import TypeAlias
 
 _COUNTER = re.compile(r"_(\d+)\Z")
 _NUMBER = re.compile(r"\d+")
+
+Members: TypeAlias = Mapping[str, frozenset[str]]  # container -> the indexes that occur in it
 
 
 def list_positions(name: str) -> Iterator[tuple[str, str]]:
@@ -39,27 +42,43 @@ class Lists:
     def __init__(
         self, open_targets: Iterable[str], open_sources: Iterable[str], targets: Iterable[str], sources: Iterable[str]
     ) -> None:
-        """Finds the lists.
+        """Finds the lists that are not the same on both sides: once, not for each of their members' names.
 
         Args:
           open_targets: names of the variables that rules have not decided.
           open_sources: names of the tensors that they have not decided, in the program's terms.
-          targets: names of all variables.
-          sources: names of all tensors, in the program's terms.
+          targets: names of all variables; looked at where open lists differ.
+          sources: names of all tensors, in the program's terms; looked at where open lists differ.
         """
-        self._open = list_members(open_targets), list_members(open_sources)
-        self._whole = list_members(targets), list_members(sources)
+        ours, theirs = frozenset(open_targets), frozenset(open_sources)
+        suspects = list_members(ours ^ theirs).keys()
+        self._unequal = _unequal_lists(suspects, (ours, theirs), (targets, sources)) if suspects else {}
 
     def unequal(self, name: str) -> str:
         """Why an index in a name is no evidence, for the first list of which that is true; else empty."""
-        for container, _ in list_positions(name):
-            ours, theirs = (side.get(container, frozenset()) for side in self._open)
-            if ours and theirs and ours != theirs:
-                whole, there = (side.get(container, frozenset()) for side in self._whole)
-                # Lists that are equal as wholes stay so when rules keep or drop some members.
-                if whole != there or not (ours < theirs or theirs < ours):
-                    return _unequal(container, *((whole, there) if whole != there else (ours, theirs)))
+        if not self._unequal:
+            return ""
+        return next((self._unequal[c] for c, _ in list_positions(name) if c in self._unequal), "")
+
+
+def _unequal_lists(
+    suspects: Iterable[str], open_: Sequence[Iterable[str]], whole: Sequence[Iterable[str]]
+) -> dict[str, str]:
+    members, all_members = [list_members(side) for side in open_], [list_members(side) for side in whole]
+    reasons = ((container, _why_unequal(container, members, all_members)) for container in suspects)
+    return {container: reason for container, reason in reasons if reason}
+
+
+def _why_unequal(container: str, open_: Sequence[Members], whole: Sequence[Members]) -> str:
+    """Why two lists are not the same; empty where they are, or where one side has none of its members open."""
+    ours, theirs = (side.get(container, frozenset()) for side in open_)
+    if not ours or not theirs or ours == theirs:
         return ""
+    all_ours, all_theirs = (side.get(container, frozenset()) for side in whole)
+    if all_ours != all_theirs:
+        return _unequal(container, all_ours, all_theirs)
+    # Lists that are equal as wholes stay so when rules keep or drop some members.
+    return "" if ours < theirs or theirs < ours else _unequal(container, ours, theirs)
 
 
 def _unequal(container: str, ours: Sized, theirs: Sized) -> str:

@@ -228,13 +228,14 @@ def _match_by_order(
     members.sort(key=lambda m: (m[0], m[1].name))
     candidates.sort(key=lambda c: (c[0], c[1].name))
     shapes_fit = [t.spec.shape for _, t in members] == [s.spec.shape for _, s in candidates]
+    conflict = Conflict(
+        tuple(s for _, s in candidates),
+        f"its layer has an automatic name, so only the order could tell: the model has {len(members)} of this "
+        f"name and the checkpoint {len(candidates)}, or their shapes differ",
+    )
     for position, (_, target) in enumerate(members):
         if shapes_fit:
             evidence = f"order of automatic names, {position + 1} of {len(members)}, all shapes equal"
             found[target.name] = Match(candidates[position][1], evidence)
         elif candidates:
-            found[target.name] = Conflict(
-                tuple(s for _, s in candidates),
-                f"its layer has an automatic name, so only the order could tell: the model has {len(members)} of this "
-                f"name and the checkpoint {len(candidates)}, or their shapes differ",
-            )
+            found[target.name] = conflict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,12 +46,12 @@ class NameTable(Generic[Named]):
     @functools.cached_property
     def _aliases(self) -> Mapping[str, Sequence[Named]]:
         """Alias -> the items that have it; a name that is somebody's canonical one is nobody's alias."""
-        table: dict[str, tuple[Named, ...]] = {}
+        table: dict[str, list[Named]] = collections.defaultdict(list)
         for item in self.items:
             for alias in item.aliases:
                 if alias.name not in self._canonical:
-                    table[alias.name] = (*table.get(alias.name, ()), item)
-        return table
+                    table[alias.name].append(item)
+        return dict(table)
 
     def get(self, name: str) -> Named | None:
         """The item of this name, or None.
@@ -69,18 +70,18 @@ class NameTable(Generic[Named]):
             )
         return found[0] if found else None
 
-    def starting_with(self, prefix: str) -> Iterator[tuple[str, Named]]:
-        """What a pattern with captures may match: canonical names, then the semantic aliases.
+    def framed(self, prefix: str, suffix: str) -> Iterator[tuple[str, Named]]:
+        """What a pattern that begins and ends so may match: canonical names, then the semantic aliases.
 
         Positional names are left out: `optimizer/{rest}` would otherwise match most of a Keras 3 model, whose
         variables are also `optimizer/trainable_variables/N`.
         """
         for names, items in self._sorted:
             first = bisect.bisect_left(names, prefix)
-            for position in range(first, len(names)):
-                if not names[position].startswith(prefix):
-                    break
-                yield names[position], items[position]
+            last = bisect.bisect_right(names, prefix, first, key=lambda name: name[: len(prefix)])
+            for position in range(first, last):
+                if names[position].endswith(suffix):
+                    yield names[position], items[position]
 
     @functools.cached_property
     def _sorted(self) -> tuple[tuple[Sequence[str], Sequence[Named]], ...]:

@@ -38,7 +38,7 @@ def match_positions(
     Returns:
       Outcomes for some of the free targets.
     """
-    if not free:
+    if not free or not targets.optimizers or not sources.optimizers:
         return {}
     result: dict[str, Outcome] = {}
     for mine, other in _pairs(

@@ -58,6 +58,7 @@ class _Resolution:
         self._sources, self._targets, self._rules, self._options = sources, targets, rules, options
         self._decisions = Decisions()
         self._suggester = Suggester(sources)
+        self._optimizer_names = {o.name for o in targets.optimizers}, {o.name for o in sources.optimizers}
 
     def run(self) -> RestorePlan:
         source_table = NameTable(self._sources.tensors, "the checkpoint")
@@ -77,6 +78,8 @@ class _Resolution:
 
     def _match(self, owned: list[TargetVariable]) -> Mapping[str, Outcome]:
         open_targets = [v for v in owned if self._decisions.decided(v.name) is None]
+        if not open_targets:
+            return {}
         taken = self._decisions.used.keys() | self._decisions.dropped.keys()
         free = [t for t in self._sources.tensors if t.slot is None and t.name not in taken]
         settled = [(n, s.name) for n, a in self._decisions.assigned.items() for s in a.sources]
@@ -122,7 +125,7 @@ class _Resolution:
     def _is_wrapped_otherwise(self, variable: TargetVariable, source: SourceTensor) -> bool:
         """Whether an optimizer's state comes from an optimizer that wraps another, or goes into one, but not both."""
         ours, theirs = variable.name.rpartition("/")[0], source.name.rpartition("/")[0]
-        names = {o.name for o in self._targets.optimizers}, {o.name for o in self._sources.optimizers}
+        names = self._optimizer_names
         if ours not in names[0] or theirs not in names[1]:
             return False
         return (f"{ours}/inner_optimizer" in names[0]) != (f"{theirs}/inner_optimizer" in names[1])
@@ -137,9 +140,9 @@ class _Resolution:
 
     def _unfilled(self, variable: TargetVariable, outcome: Conflict | None) -> PlanEntry:
         if outcome is not None:
-            names = tuple(t.name for t in outcome.candidates)
+            names = tuple(t.name for t in outcome.candidates[:8])
             reason = f"{outcome.reason}."
-            return unfilled(variable, Status.AMBIGUOUS, reason, problem=Problem.AMBIGUOUS, candidates=names[:8])
+            return unfilled(variable, Status.AMBIGUOUS, reason, problem=Problem.AMBIGUOUS, candidates=names)
         if variable.keep_reason:
             return unfilled(variable, Status.KEPT, variable.keep_reason, evidence="not in any checkpoint")
         return unfilled(variable, Status.UNMATCHED, self._why_unmatched(variable), problem=Problem.UNMATCHED)

@@ -186,6 +186,8 @@ def _collapse(proposals: Sequence[_Proposal], sources: Iterable[str], targets: I
 
     Only where every index that the pattern would match is among them, so that the rule does just the same.
     """
+    if not proposals:
+        return []
     families: dict[_Proposal, list[_Proposal]] = collections.defaultdict(list)
     for proposal in proposals:
         families[_family(proposal)].append(proposal)
