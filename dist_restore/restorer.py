@@ -28,7 +28,8 @@ class DistributedRestorer:
       strategy: where the variables live; taken from the variables when None.
       matching: `exact` accepts rules, equal names and what follows from them. `auto` is not built yet.
       unmatched: `error` refuses targets that nothing fills; `keep` lets them keep their present value.
-      reads: which workers read the files; all modes are the same for a single worker.
+      reads: which workers read the files: `every_worker`, `chief`, `sharded` (each a share, once), or `auto`, which
+        measures and says why; all modes are the same for a single worker.
       verify: `none`, `checksum` (every byte that is read against the stored checksum, before anything changes), or
         `replicas` (besides, what every replica holds afterwards against what was assigned).
       memory_budget: bytes of tensors in flight per worker.

@@ -186,7 +186,7 @@ _CALLS: dict[str, tuple[object, str]] = {
     "agree": (session, "require_targets"),
     "read": (TfCheckpoint, "read_stored"),
     "transform": (reading, "apply"),
-    "assign": (Assigner, "assign"),
+    "assign": (Assigner, "assign_many"),
     "verify": (session, "verify_replicas"),
 }
 

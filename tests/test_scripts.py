@@ -139,3 +139,13 @@ def test_pins_name_versions_and_no_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
     assert set(map(project_name, asked)) <= set(map(project_name, pins))
+
+
+def test_the_forecast_has_a_row_for_each_number_of_workers(version_1: str) -> None:
+    given = ["--forecast", "--storage_mb_s=150", "--storage_each_mb_s=150"]
+    done = run("plan_restore", f"--restore_from={version_1}", "--target=lm.targets:version_1", *given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = done.stdout.partition("Predicted seconds to read")[2]
+    rows = re.findall(r"^ +(\d+) +([\d.]+) s(?: \*)? +([\d.]+) s(?: \*)? +([\d.]+) s", table, re.MULTILINE)
+    assert [int(row[0]) for row in rows] == [1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert float(rows[-1][1]) > float(rows[-1][3])
