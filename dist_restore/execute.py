@@ -20,7 +20,7 @@ from dist_restore.distribute.exchange import Exchange
 from dist_restore.distribute.schedule import Unit
 from dist_restore.distribute.sharing import Schedule
 from dist_restore.entries import PlanEntry
-from dist_restore.errors import RestoreError, VerificationError
+from dist_restore.errors import RestoreError, VerificationError, WorkerError
 from dist_restore.grouped import together
 from dist_restore.host_memory import Blank
 from dist_restore.phases import during, phase_of
@@ -125,7 +125,7 @@ class Ledger:
             yield
         except RestoreError as error:
             with during(phase_of(error) or "assign"):
-                raise type(error)(f"{error} {self.changed()}", names=error.names) from error
+                raise _with(error, self.changed()) from error
         except BaseException as error:
             error.add_note(self.changed())
             raise
@@ -146,6 +146,14 @@ def _small(value: Value) -> np.ndarray | None:
 def _crc(value: Value) -> int:
     array = value.value.array if isinstance(value.value, Blank) else value.value
     return checksum(array) if value.crc32c is None else value.crc32c
+
+
+def _with(error: RestoreError, sentence: str) -> RestoreError:
+    """The same error with another sentence."""
+    text = f"{error} {sentence}"
+    if isinstance(error, WorkerError):
+        return WorkerError(text, rank=error.rank, phase=error.phase, names=error.names)
+    return type(error)(text, names=error.names)
 
 
 def assign_units(units: Sequence[Unit], source: Source, ledger: Ledger, live_of: LiveOf, memory_budget: int) -> None:

@@ -104,18 +104,29 @@ def _entries(
         yield from ((entry, copied) for entry in unit.entries)
 
 
-def batches(sizes: Sequence[int], counts: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
-    """Parts `(begin, end)` of a sequence, of few different lengths, each within a budget of bytes.
+def batches(sizes: Sequence[int], counts: Sequence[int], budget: int) -> Iterator[tuple[int, ...]]:
+    """Parts of a sequence as tuples of indexes, of few different lengths, each within a budget of bytes.
+
+    A part that is too short is filled up with repetitions of its smallest item, where that costs next to nothing.
 
     Args:
       sizes: bytes of each item.
-      counts: the lengths that a part may have, largest first; the last one is 1, and may pass the budget alone.
+      counts: the lengths that a part may have, smallest first; the first one is 1, and may pass the budget alone.
       budget: bytes.
     """
     begin = 0
     while begin < len(sizes):
-        left = len(sizes) - begin
-        fits = (n for n in counts if n == 1 or (n <= left and sum(sizes[begin : begin + n]) <= budget))
-        count = next(fits)
-        yield begin, begin + count
-        begin += count
+        end = begin + 1
+        while end < min(len(sizes), begin + counts[-1]) and sum(sizes[begin : end + 1]) <= budget:
+            end += 1
+        longer = next(count for count in counts if count >= end - begin)
+        smallest = min(range(begin, end), key=lambda index: sizes[index])
+        missing = longer - (end - begin)
+        if missing * sizes[smallest] > _FILLING:
+            end, missing = begin + max(count for count in counts if count <= end - begin), 0
+        yield (*range(begin, end), *(smallest,) * missing)
+        begin = end
+
+
+# Bytes that may be read again for the sake of fewer different calls.
+_FILLING = 64 << 10

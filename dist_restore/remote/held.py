@@ -45,7 +45,7 @@ class Holdings:
           VerificationError: a component holds something else.
           WorkerError: a host is gone.
         """
-        wrong: list[str] = []
+        wrong: set[str] = set()
         work = {host: [*_steps(placed, host, held, wrong, budget)] for host, held in self._held.items()}
         run_on_hosts(work, "verify", timeout)
         if wrong:
@@ -56,23 +56,23 @@ class Holdings:
             )
 
 
-def _steps(placed: Placed, host: str, held: Sequence[Held], wrong: list[str], budget: int) -> Iterator[Step]:
+def _steps(placed: Placed, host: str, held: Sequence[Held], wrong: set[str], budget: int) -> Iterator[Step]:
     groups: dict[str, list[Held]] = {}
     for item in held:
         groups.setdefault(item.spec.dtype, []).append(item)
     for group in groups.values():
-        for begin, end in batches([item.spec.nbytes for item in group], COUNTS, budget):
-            part = group[begin:end]
+        for indexes in batches([item.spec.nbytes for item in group], COUNTS, budget):
+            part = [group[index] for index in indexes]
             size = sum(item.spec.nbytes for item in part)
             yield Step(size, functools.partial(_compare, placed, host, part, wrong))
 
 
-def _compare(placed: Placed, host: str, held: Sequence[Held], wrong: list[str]) -> None:
+def _compare(placed: Placed, host: str, held: Sequence[Held], wrong: set[str]) -> None:
     kind = Kind(Action.HOLD, held[0].spec.dtype, len(held))
     found = placed.call(host, kind, *(item.component.handle for item in held))
     for item, seen in zip(held, found, strict=True):
         if seen != item.fingerprint:
-            wrong.append(f"{item.target!r} on replica {item.number} ({item.component.device})")
+            wrong.add(f"{item.target!r} on replica {item.number} ({item.component.device})")
 
 
 def as_held(

@@ -90,8 +90,8 @@ class HostReads:
         for read in reads:
             groups.setdefault((read.entry.spec.dtype, len(read.numbers)), []).append(read)
         for group in groups.values():
-            for begin, end in batches([read.entry.bytes for read in group], COUNTS, self._limits.memory_budget):
-                part = group[begin:end]
+            for indexes in batches([read.entry.bytes for read in group], COUNTS, self._limits.memory_budget):
+                part = [group[index] for index in indexes]
                 yield Step(sum(read.entry.bytes for read in part), functools.partial(run, host, part))
 
     def _check_batch(self, progress: Progress, host: str, reads: Sequence[HostRead]) -> None:
@@ -114,8 +114,7 @@ class HostReads:
         kind = Kind(Action.FILL, reads[0].entry.spec.dtype, len(reads), len(parts), expected is not None)
         handles = [component.handle for part in parts for component in part]
         found = self._call(host, kind, reads, *([] if expected is None else [expected]), *handles)
-        for read, seen in zip(reads, found, strict=True):
-            name = read.entry.target
+        for name, (read, seen) in {r.entry.target: (r, seen) for r, seen in zip(reads, found, strict=True)}.items():
             holdings.add(host, as_held(name, read.numbers, self._components[name], read.entry.spec, seen))
 
     def _column(self, reads: Sequence[HostRead], column: int) -> list[tf.Variable]:
@@ -135,12 +134,13 @@ class HostReads:
                 raise
             raise wrong from error
         with self._lock:
-            self.bytes_read += sum(read.entry.bytes for read in reads)
+            self.bytes_read += sum({read.entry.target: read.entry.bytes for read in reads}.values())
         return found
 
     def _culprits(self, host: str, reads: Sequence[HostRead]) -> tuple[str, ...]:
         """Which tensors a host cannot read: TensorFlow says of a damaged one only in which file it is."""
-        return tuple(read.entry.sources[0] for read in reads if not self._can_read(host, read))
+        unique = {read.entry.sources[0]: read for read in reads}
+        return tuple(name for name, read in unique.items() if not self._can_read(host, read))
 
     def _can_read(self, host: str, read: HostRead) -> bool:
         try:

@@ -8,9 +8,11 @@ through ops, and what a host cannot see, the client reads, transforms, and sends
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -20,7 +22,8 @@ from dist_restore.distribute.schedule import Unit
 from dist_restore.entries import PlanEntry
 from dist_restore.execute import Assigned, Ledger, Limits, live_values
 from dist_restore.pipeline import stream
-from dist_restore.reading import is_copy, locate, make_works
+from dist_restore.reading import LiveOf, is_copy, locate, make_works
+from dist_restore.remote.crew import Step, run_on_hosts
 from dist_restore.remote.held import Holdings
 from dist_restore.remote.host_reads import HostRead, HostReads
 from dist_restore.remote.placed import Placed
@@ -28,6 +31,7 @@ from dist_restore.remote.sends import Sender, row_of
 from dist_restore.remote.views import seeing_hosts
 from dist_restore.report.progress import Progress
 from dist_restore.sources.base import BundleSource, Source
+from dist_restore.transforms import Live
 
 _USEFUL = 64 << 20
 
@@ -148,7 +152,7 @@ class Remote:
             return
         receivers = dict(self._division.receivers)
         sender = Sender(self._placed, self._holdings, self._components, receivers, self._limits.seconds)
-        works = make_works(locate(sent, self._source), self._source, live_values(sent, ledger))
+        works = make_works(locate(sent, self._source), self._source, self._live_of(ledger))
         with contextlib.closing(stream(works, min(self._limits.memory_budget, _USEFUL))) as results:
             for values in results:
                 while values:
@@ -156,6 +160,21 @@ class Remote:
                     sender.send(value, ledger, self._held)
                     ledger.assigned.append(row_of(value))
                     del value
+
+    def _live_of(self, ledger: Ledger) -> LiveOf:
+        """Present values, for `fill = "keep"`, asked for without waiting for ever."""
+        ask = live_values(self._division.sent, ledger)
+
+        def live_of(entry: PlanEntry) -> Live:
+            return functools.partial(self._ask, entry, ask(entry))
+
+        return live_of
+
+    def _ask(self, entry: PlanEntry, live: Live) -> np.ndarray:
+        found: list[np.ndarray] = []
+        step = Step(entry.bytes, lambda: found.append(live()))
+        run_on_hosts({self._holdings[entry.target].hosts[0]: [step]}, "transform", self._limits.seconds)
+        return found[0]
 
     def _holding(self, name: str, divided: bool) -> Holding:
         devices = (component.device for component in self._components[name])
