@@ -109,12 +109,24 @@ class Assigner:
             variable.assign(tensor, read_value=False)
         return (crc,) * len(self._components(variable))
 
+    def components(self, variable: tf.Variable) -> tuple[tf.Variable, ...]:
+        """The local components of a variable, whichever hosts their devices are on."""
+        return self._components(variable)
+
+    def is_divided(self, variable: tf.Variable) -> bool:
+        """Whether a value is divided over the components, so that their sum is the value again."""
+        return _is_on_read(variable) and variable.aggregation is tf.VariableAggregation.SUM
+
+    def shares(self, variable: tf.Variable, value: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What each local component must hold so that the variable reads a value; equal shares are one array."""
+        count = len(self._components(variable))
+        if not self.is_divided(variable):
+            return (value,) * count
+        first = self._rank * count
+        return split_sum(value, self._world_size * count)[first : first + count]
+
     def _assign_components(self, variable: tf.Variable, value: np.ndarray) -> tuple[int, ...]:
-        components = self._components(variable)
-        shares = (value,) * len(components)
-        if variable.aggregation is tf.VariableAggregation.SUM:
-            first = self._rank * len(components)
-            shares = split_sum(value, self._world_size * len(components))[first : first + len(components)]
+        components, shares = self._components(variable), self.shares(variable, value)
         expected = tuple(checksum(share) for share in shares)
         for component, share in zip(components, shares, strict=True):
             component.assign(tf.convert_to_tensor(share, dtype=component.dtype), read_value=False)

@@ -20,7 +20,7 @@ from dist_restore.distribute.exchange import Exchange
 from dist_restore.distribute.schedule import Unit
 from dist_restore.distribute.sharing import Schedule
 from dist_restore.entries import PlanEntry
-from dist_restore.errors import RestoreError, VerificationError
+from dist_restore.errors import RestoreError, VerificationError, WorkerError
 from dist_restore.grouped import together
 from dist_restore.host_memory import Blank
 from dist_restore.phases import during, phase_of
@@ -93,7 +93,7 @@ class Ledger:
 
     def __init__(self, handles: Mapping[str, tf.Variable], assigner: Assigner, progress: Progress) -> None:
         self.handles, self.assigner, self._progress = handles, assigner, progress
-        self._touched: list[str] = []
+        self._touched: dict[str, None] = {}
         self.assigned: list[Assigned] = []
 
     def assign(self, values: list[Value]) -> None:
@@ -101,10 +101,14 @@ class Ledger:
         with during("assign"):
             # Each is let go before the next one is assigned: its memory is the variable's now.
             for group in together(values, _small):
-                self._touched += [value.entry.target for value in group]
+                self._touched.update(dict.fromkeys(value.entry.target for value in group))
                 self.assigned += self._assign(group)
                 self._progress.advance(sum(value.entry.bytes for value in group), group[-1].entry.target)
                 del group
+
+    def touch(self, name: str) -> None:
+        """Says that a variable may change from now on."""
+        self._touched[name] = None
 
     def _assign(self, group: Sequence[Value]) -> list[Assigned]:
         writes = [Write(self.handles[v.entry.target], v.value, _crc(v)) for v in group]
@@ -121,7 +125,7 @@ class Ledger:
             yield
         except RestoreError as error:
             with during(phase_of(error) or "assign"):
-                raise type(error)(f"{error} {self.changed()}", names=error.names) from error
+                raise _with(error, self.changed()) from error
         except BaseException as error:
             error.add_note(self.changed())
             raise
@@ -130,7 +134,7 @@ class Ledger:
         """Which variables have changed, as a sentence."""
         if not self._touched:
             return "No variable had changed."
-        names = ", ".join(repr(name) for name in self._touched[:20])
+        names = ", ".join(repr(name) for name in list(self._touched)[:20])
         more = ", ..." if len(self._touched) > 20 else ""
         return f"{len(self._touched)} variable(s) had changed already: {names}{more}."
 
@@ -142,6 +146,14 @@ def _small(value: Value) -> np.ndarray | None:
 def _crc(value: Value) -> int:
     array = value.value.array if isinstance(value.value, Blank) else value.value
     return checksum(array) if value.crc32c is None else value.crc32c
+
+
+def _with(error: RestoreError, sentence: str) -> RestoreError:
+    """The same error with another sentence."""
+    text = f"{error} {sentence}"
+    if isinstance(error, WorkerError):
+        return WorkerError(text, rank=error.rank, phase=error.phase, names=error.names)
+    return type(error)(text, names=error.names)
 
 
 def assign_units(units: Sequence[Unit], source: Source, ledger: Ledger, live_of: LiveOf, memory_budget: int) -> None:

@@ -39,6 +39,7 @@ from dist_restore.phases import during
 from dist_restore.plan import RestorePlan
 from dist_restore.read_modes import View, choose_reading
 from dist_restore.refusal import refuse_problems
+from dist_restore.remote.restore import Remote
 from dist_restore.report import tensorboard
 from dist_restore.report.progress import Progress, progress
 from dist_restore.report.report import PhaseSeconds, RestoreReport
@@ -91,10 +92,13 @@ class Session:
             acknowledgements = self._agree(plan, given, targets)
             units = make_units(plan.entries)
             reading = self._choose(units, acknowledgements)
-            self._check(units, reading)
-            assigned = self._assign(units, reading, targets)
-            self._verify(assigned, targets)
-            return self._finish(plan, reading, assigned)
+            remote = self._run("agree", lambda: self._other_hosts(units, targets))
+            self._check(remote.client_reads, reading)
+            self._check_remote(remote, units)
+            assigned = self._assign(remote.local, reading, targets, remote)
+            self._verify(remote.only_local(assigned), targets)
+            self._verify_remote(remote)
+            return self._finish(plan, reading, assigned, remote)
 
     def _run(self, phase: str, work: Callable[[], Result], nbytes: int = 0) -> Result:
         start = time.perf_counter()
@@ -219,6 +223,16 @@ class Session:
                 "check", lambda: self._check_own(units, reading), sum(r.spec.nbytes for u in units for r in u.reads)
             )
 
+    def _other_hosts(self, units: tuple[Unit, ...], targets: Targets) -> Remote:
+        """What devices of other hosts hold that this program drives; nothing where there are several programs."""
+        limits = Limits(self._config.memory_budget, self._config.timeout)
+        return Remote(units, self._source, dict(targets.handles), Assigner(self._strategy), limits)
+
+    def _check_remote(self, remote: Remote, units: tuple[Unit, ...]) -> None:
+        if self._config.verify is not Verify.NONE and remote.other_hosts_read and is_local(self._path):
+            with self._progress("check", sum(r.spec.nbytes for u in units for r in u.reads)) as bar:
+                self._run("check", lambda: remote.check(bar))
+
     def _check_own(self, units: tuple[Unit, ...], reading: Reading) -> None:
         source = self._source
         if source is None or self._talk.rank not in reading.readers or not is_local(source.index().path):
@@ -227,7 +241,7 @@ class Session:
         with during("read"), self._progress("check", size) as bar:
             check_sources(units, source, bar, self._config.memory_budget)
 
-    def _assign(self, units: tuple[Unit, ...], reading: Reading, targets: Targets) -> list[Assigned]:
+    def _assign(self, units: tuple[Unit, ...], reading: Reading, targets: Targets, remote: Remote) -> list[Assigned]:
         size = sum(e.bytes for u in units for e in u.entries)
         handles = dict(targets.handles)
         assigner = Assigner(self._strategy, self._talk.rank, self._talk.world_size)
@@ -237,6 +251,8 @@ class Session:
                 self._run("assign", lambda: self._assign_own(units, ledger), size)
             else:
                 self._assign_shared(units, reading, ledger, size)
+            if remote.is_needed:
+                self._run("assign", lambda: remote.assign(ledger), size)
         return ledger.assigned
 
     def _assign_own(self, units: tuple[Unit, ...], ledger: Ledger) -> None:
@@ -285,14 +301,19 @@ class Session:
             chiefs = self._talk.broadcast(np.array([crc for _, crc in mine], "<u4").tobytes(), "verify")
             self._run("verify", lambda: _compare_with_chief(mine, np.frombuffer(chiefs, "<u4")))
 
-    def _finish(self, plan: RestorePlan, reading: Reading, assigned: list[Assigned]) -> RestoreReport:
-        counts = self._talk.gather(str(self._source.bytes_read if self._source else 0).encode(), "report")
+    def _verify_remote(self, remote: Remote) -> None:
+        if self._config.verify is Verify.REPLICAS and remote.is_needed:
+            self._run("verify", remote.verify)
+
+    def _finish(self, plan: RestorePlan, reading: Reading, assigned: list[Assigned], remote: Remote) -> RestoreReport:
+        read = remote.bytes_read + (self._source.bytes_read if self._source else 0)
+        counts = self._talk.gather(str(read).encode(), "report")
         report = RestoreReport(
             plan=plan,
             seconds=self._chiefs_seconds(),
             bytes_read=tuple(int(count) for count in counts),
             reads=reading.mode.value,
-            reads_reason=reading.reason,
+            reads_reason=remote.reason or reading.reason,
             verify=self._config.verify.value,
             verified=self._config.verify is not Verify.NONE,
             hashes=tuple(sorted((a.name, f"{a.crc32c:08x}") for a in assigned)),

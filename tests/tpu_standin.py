@@ -7,6 +7,7 @@ Tried with TensorFlow 2.21. Creating, assigning, reading and saving variables is
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -28,20 +29,23 @@ class _Resolver:
 
 
 class _TpuStrategy(tf.distribute.TPUStrategy):
-    def __init__(self, replicas: int, policies: bool) -> None:
+    def __init__(self, replicas: int, policies: bool, devices: Sequence[str] | None) -> None:
         extended = implementation.TPUExtended(self, _Resolver(replicas), use_spmd_for_xla_partitioning=not policies)
-        cpus = tf.config.list_logical_devices("CPU")[:replicas]
-        extended._tpu_devices = np.array([[cpu.name] for cpu in cpus], dtype=object)
+        names = devices or [cpu.name for cpu in tf.config.list_logical_devices("CPU")[:replicas]]
+        extended._tpu_devices = np.array([[name] for name in names], dtype=object)
         tf.distribute.Strategy.__init__(self, extended)
         self._enable_packed_variable_in_eager_mode = True  # as TPUStrategy does
 
 
-def tpu_strategy(replicas: int = 2, *, policies: bool = True) -> tf.distribute.TPUStrategy:
+def tpu_strategy(
+    replicas: int = 2, *, policies: bool = True, devices: Sequence[str] | None = None
+) -> tf.distribute.TPUStrategy:
     """A TPUStrategy over logical CPU devices.
 
     Args:
       replicas: how many.
       policies: `True` makes TPUDistributedVariables, as TPUStrategy does by default; `False` TPUMirroredVariables and
         TPUSyncOnReadVariables, as it does with `experimental_spmd_xla_partitioning`.
+      devices: full names, to stand for the cores of several hosts; the first logical CPU devices by default.
     """
-    return _TpuStrategy(replicas, policies)
+    return _TpuStrategy(len(devices or ()) or replicas, policies, devices)

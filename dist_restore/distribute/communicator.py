@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from dist_restore.distribute.cluster import ClusterCommunicator
 from dist_restore.distribute.exchange import CollectiveExchange, Exchange, LocalExchange, keys_of
-from dist_restore.errors import RestoreError
 
 Result = TypeVar("Result")
 
@@ -118,12 +117,8 @@ def communicator_for(strategy: tf.distribute.Strategy, timeout: float = 600.0) -
     Args:
       strategy: where the variables live.
       timeout: seconds that any one wait for another worker may take, when no bytes are at stake.
-
-    Raises:
-      RestoreError: a strategy that this version does not restore into.
     """
-    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
-        raise RestoreError("ParameterServerStrategy is not supported by this version.")
+    # With parameter servers as with TPU pods one program drives the devices of all hosts (see `remote`).
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return LocalCommunicator()
     rank, tasks = _place(strategy.cluster_resolver)

@@ -88,3 +88,15 @@ class DirectSource(Source, Protocol):
         Raises:
           CheckpointCorruptError: the file ends too early.
         """
+
+
+@runtime_checkable
+class BundleSource(DirectSource, Protocol):
+    """A `DirectSource` that TensorFlow's own restore op reads too, on whatever host that op is placed."""
+
+    @property
+    def bundle_prefix(self) -> str:
+        """The prefix, as the op wants it."""
+
+    def bundle_key(self, name: str) -> bytes | None:
+        """The key of a tensor that is stored in one piece; None for others."""

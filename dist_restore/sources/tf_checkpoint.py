@@ -75,6 +75,17 @@ class TfCheckpoint:
         with _named(name):
             self._bundle.read_stored(self._keys[name], begin, out)
 
+    @property
+    def bundle_prefix(self) -> str:
+        """See `BundleSource.bundle_prefix`."""
+        return self._index.path
+
+    def bundle_key(self, name: str) -> bytes | None:
+        """See `BundleSource.bundle_key`."""
+        if self.stored(name) is None:
+            return None
+        return self._keys[name].encode("utf-8", "surrogateescape")
+
     def close(self) -> None:
         """Closes the data files."""
         self._bundle.close()
