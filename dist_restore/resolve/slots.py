@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.resolve.build import Choice, build_entry, unfilled
@@ -14,8 +14,7 @@ from dist_restore.specs import CheckpointIndex, OptimizerInfo, SourceTensor, Tar
 from dist_restore.transforms import Op, Scale, for_slot
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """What was decided for the owner of slots.
 
     Attributes:
@@ -125,7 +124,7 @@ class SlotResolver:
         if ops is None:
             return self._unmatched(target, f"it is not known how {slot.role!r} changes when its owner is scaled")
         evidence = f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"
-        return build_entry(target, dataclasses.replace(owner, sources=tensors, ops=ops, evidence=evidence))
+        return build_entry(target, owner._replace(sources=tensors, ops=ops, evidence=evidence))
 
     def _build_odd_shaped(self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...]) -> PlanEntry:
         """Slots of another shape than their owner (Adafactor's rows and columns) follow a rename only."""
