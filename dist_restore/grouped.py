@@ -31,7 +31,7 @@ else:
 # 1024: 1.9 us, 66 ms. Traced by `tf.function` and optimised by Grappler, 128 take 150 ms before the first call.
 COUNT = 256
 # Below this many values at once the first call costs more than it saves.
-_FEW = 8 * COUNT
+_FEW = 6 * COUNT
 
 Components: TypeAlias = tuple[tf.Variable, ...]
 Item = TypeVar("Item")

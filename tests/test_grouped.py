@@ -167,23 +167,23 @@ class Many(tf.Module):
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_many_small_variables_are_restored_exactly(tmp_path: pathlib.Path, replicas: int) -> None:
-    path = tf.train.Checkpoint(model=Many(1200, 5.0)).write(str(tmp_path / "ckpt"))
+    path = tf.train.Checkpoint(model=Many(900, 5.0)).write(str(tmp_path / "ckpt"))
     strategy = tf.distribute.get_strategy() if replicas == 1 else mirrored(replicas)
     with strategy.scope():
-        live = Many(1200, -7.0)
+        live = Many(900, -7.0)
     report = dr.DistributedRestorer(tf.train.Checkpoint(model=live)).restore(path)
-    assert report.verified and report.coverage.filled().variables == 2700
-    assert_hold(live.kernels, [np.full((4, 8), 5.0 + i, np.float32) for i in range(1200)])
-    assert_hold(live.biases, [np.full(8, -5.0 - i, np.float32) for i in range(1200)])
-    assert_hold(live.counters, [np.array(5 + i, np.int64) for i in range(300)])
+    assert report.verified and report.coverage.filled().variables == 2025
+    assert_hold(live.kernels, [np.full((4, 8), 5.0 + i, np.float32) for i in range(900)])
+    assert_hold(live.biases, [np.full(8, -5.0 - i, np.float32) for i in range(900)])
+    assert_hold(live.counters, [np.array(5 + i, np.int64) for i in range(225)])
 
 
 @pytest.mark.parametrize("error", [dr.RestoreError("a device was lost"), RuntimeError("a device was lost")])
 def test_a_group_that_fails_counts_as_changed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    path = tf.train.Checkpoint(model=Many(1200, 5.0)).write(str(tmp_path / "ckpt"))
-    live = Many(1200, -7.0)
+    path = tf.train.Checkpoint(model=Many(900, 5.0)).write(str(tmp_path / "ckpt"))
+    live = Many(900, -7.0)
     before = [variable.numpy() for variable in live.variables]
     original, calls = grouped.write, []
 
