@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -35,8 +36,7 @@ from dist_restore.transforms import Live
 _USEFUL = 64 << 20
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Assigned:
+class Assigned(NamedTuple):
     """What one variable must hold now.
 
     Attributes:

@@ -31,7 +31,7 @@ else:
 # 1024: 1.9 us, 66 ms. Traced by `tf.function` and optimised by Grappler, 128 take 150 ms before the first call.
 COUNT = 256
 # Below this many values at once the first call costs more than it saves.
-_FEW = 8 * COUNT
+_FEW = 6 * COUNT
 
 Components: TypeAlias = tuple[tf.Variable, ...]
 Item = TypeVar("Item")
@@ -76,12 +76,12 @@ def write(rows: Sequence[Components | None], values: Sequence[np.ndarray]) -> bo
     Raises:
       tf.errors.OpError: the call failed; any of the variables may have changed.
     """
-    columns = _columns(rows) if len(rows) == COUNT else None
+    if not len(rows) == len(values) == COUNT or len({(value.shape, value.dtype) for value in values}) != 1:
+        return False
+    columns = _columns(rows)
     if columns is None or not all(_fits(column, values[0]) for column in columns):
         return False
     array = np.array(values)
-    if array.shape != (COUNT, *values[0].shape):
-        return False
     for column in columns:
         _write_column(column, array)
     return True

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -30,8 +31,7 @@ _KERAS_INTERNAL = frozenset(
 _NO_STATE = (str, bytes, int, float, bool, type(None), tf.Tensor, tf.DType, tf.TensorShape)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LiveLeaf:
+class LiveLeaf(NamedTuple):
     """A live variable and what the walk knows of it.
 
     Attributes:

@@ -14,6 +14,7 @@ import heapq
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.slot_roles import family_of, role_of_edge, role_of_slot
@@ -53,8 +54,7 @@ MAX_ASKED = 1000
 MAX_PATHS = 6
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A variable at a node: the key under which it is stored, and the name that it gave itself."""
 
     key: str
@@ -69,8 +69,7 @@ class LayerName:
     counted: bool
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """One object.
 
     Attributes:
@@ -88,8 +87,7 @@ class Node:
     slots: tuple[tuple[int, str, int], ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class NamedLeaf:
+class NamedLeaf(NamedTuple):
     """A variable with its names."""
 
     node: int
@@ -100,8 +98,7 @@ class NamedLeaf:
     slot: Slot | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Path:
+class _Path(NamedTuple):
     """A way from the root to a node.
 
     Attributes:
@@ -383,7 +380,7 @@ def _make_unique(leaves: Iterable[NamedLeaf], paths: Mapping[int, list[_Path]]) 
 
 def _renamed(leaf: NamedLeaf, name: str) -> NamedLeaf:
     names = {leaf.name: leaf.kind, **{a.name: a.kind for a in leaf.aliases}}
-    return dataclasses.replace(leaf, name=name, kind=AliasKind.SEMANTIC, aliases=_aliases(names, name))
+    return leaf._replace(name=name, kind=AliasKind.SEMANTIC, aliases=_aliases(names, name))
 
 
 def _refuse_equal(names: Iterable[str]) -> None:

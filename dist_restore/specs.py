@@ -11,6 +11,7 @@ import enum
 import functools
 import hashlib
 import math
+from typing import NamedTuple
 
 # Bytes per element by TensorFlow's dtype names. Strings have no fixed size and count as 0 here; their bytes
 # are known only to the file.
@@ -73,8 +74,7 @@ class AliasKind(str, enum.Enum):
     POSITIONAL = "positional"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Alias:
+class Alias(NamedTuple):
     """One name of a tensor, and how much it says."""
 
     name: str

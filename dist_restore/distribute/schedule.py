@@ -6,16 +6,15 @@ split out of one tensor) are one unit.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dist_restore.entries import PlanEntry
 from dist_restore.specs import Box, TensorSpec
 from dist_restore.transforms import source_boxes
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """One source tensor of a unit.
 
     Attributes:
@@ -29,8 +28,7 @@ class Read:
     whole: bool
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """Entries that are carried out together.
 
     Attributes:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.errors import DtypeMismatchError, RuleError, ShapeMismatchError
@@ -21,8 +21,7 @@ from dist_restore.transforms import (
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """Sources and unbound ops for one target, and what decided them.
 
     Attributes:

@@ -54,10 +54,13 @@ class Lists:
         suspects = list_members(ours ^ theirs).keys()
         self._unequal = _unequal_lists(suspects, (ours, theirs), (targets, sources)) if suspects else {}
 
+    @property
+    def all_equal(self) -> bool:
+        """Whether every index is a name."""
+        return not self._unequal
+
     def unequal(self, name: str) -> str:
         """Why an index in a name is no evidence, for the first list of which that is true; else empty."""
-        if not self._unequal:
-            return ""
         return next((self._unequal[c] for c, _ in list_positions(name) if c in self._unequal), "")
 
 

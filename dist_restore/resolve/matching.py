@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from dist_restore.resolve.alignment import PATH_KINDS, Alignment, align
 from dist_restore.resolve.families import Lists, template_of_counted, template_of_flat
@@ -20,8 +20,7 @@ from dist_restore.specs import Alias, AliasKind, SourceTensor, TargetVariable
 _SEMANTIC = (AliasKind.SEMANTIC,)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """A source for a target, and what it rests on."""
 
     source: SourceTensor
@@ -48,8 +47,7 @@ class _How(enum.Enum):
     FLAT = "by a name that has lost its separators"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Claim:
+class _Claim(NamedTuple):
     """A source that a name of a target points to."""
 
     source: SourceTensor
@@ -187,7 +185,7 @@ def _refuse_unequal_lists(
     lists: Lists,
     targets: Sequence[TargetVariable],
 ) -> None:
-    for target in targets:
+    for target in () if lists.all_equal else targets:
         own = claims.get(target.name, ())
         names = dict.fromkeys([target.name, *(c.name for c in own)])
         reason = next(filter(None, map(lists.unequal, names)), "")

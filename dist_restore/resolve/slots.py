@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.errors import RuleError
@@ -15,8 +15,7 @@ from dist_restore.specs import CheckpointIndex, OptimizerInfo, SourceTensor, Tar
 from dist_restore.transforms import for_slot, refuses_slot
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """What was decided for the owner of slots.
 
     Attributes:
@@ -128,7 +127,7 @@ class SlotResolver:
             return self._unmatched(target, _refused(target, slot.role, tensors, refusal))
         ops = for_slot(owner.ops, 1 if degree is None else degree)
         evidence = f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"
-        return build_entry(target, dataclasses.replace(owner, sources=tensors, ops=ops, evidence=evidence))
+        return build_entry(target, owner._replace(sources=tensors, ops=ops, evidence=evidence))
 
     def _build_odd_shaped(self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...]) -> PlanEntry:
         """Slots of another shape than their owner (Adafactor's rows and columns) follow a rename only."""

@@ -6,8 +6,7 @@ that tells formats apart.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -56,8 +55,7 @@ class Source(Protocol):
         """Gives back file handles. Reading afterwards is an error."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """Where a tensor's bytes lie, in one piece and in the form that memory has.
 
     Attributes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 from tensorflow.core.framework import tensor_slice_pb2
@@ -36,8 +37,7 @@ class SliceEntry:
     key: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class BundleEntry:
+class BundleEntry(NamedTuple):
     """Where one tensor lies.
 
     Attributes:
@@ -153,7 +153,7 @@ def join_slices(entries: dict[str, BundleEntry], path: str) -> dict[str, BundleE
         if not regions.tiles(tuple(p.box for p in whole.slices), whole.spec.shape):
             raise _corrupt(path, whole.key, f"parts that cover {whole.spec} once", "gaps or overlaps between them")
         size = sum(parts[p.key].size for p in whole.slices)
-        entries[whole.key] = dataclasses.replace(whole, size=size)
+        entries[whole.key] = whole._replace(size=size)
     return parts
 
 
