@@ -56,7 +56,8 @@ def test_every_mode_leaves_the_same_on_all_workers(workers: int, saved: tuple[st
             once = sum(entry["bytes"] for entry in report["plan"]["entries"])
             assert sum(report["bytes_read"]) <= 1.05 * once
             assert sum(worker["rchar"] for worker in mine) <= 1.05 * once
-            assert min(report["bytes_read"]) > once / workers / 2
+            # Three large tensors: a fourth worker has little to read.
+            assert sorted(report["bytes_read"])[-min(workers, 3)] > once / max(workers, 3) / 2
     losses = {tuple(worker[number]["loss"] for number in range(len(MODES))) for worker in found}
     assert len(set(losses.pop())) == 1 and not losses
 
@@ -182,8 +183,9 @@ def run_fault(kind: str, phase: str, culprit: int, path: str, survivors: int) ->
     return run_cluster(programs.fault, 3, survivors=survivors, **arguments)
 
 
-# Reading, transforming and assigning overlap: who hears nothing more of a worker cannot say in which it was.
-SEEN_AS = {"read": {"assign"}, "transform": {"assign"}}
+# Reading, transforming and assigning overlap: who hears nothing more of a worker cannot say in which it was. With the
+# chief goes the store, and what it had said last before that may not have been read.
+SEEN_AS = dict.fromkeys(("read", "transform", "assign"), {"choose", "assign"})
 
 
 def require_ended(outcomes: list[Outcome], culprit: int, phase: str) -> None:
