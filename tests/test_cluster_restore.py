@@ -185,7 +185,7 @@ def run_fault(kind: str, phase: str, culprit: int, path: str, survivors: int) ->
 
 # Reading, transforming and assigning overlap: who hears nothing more of a worker cannot say in which it was. With the
 # chief goes the store, and what it had said last before that may not have been read.
-SEEN_AS = dict.fromkeys(("read", "transform", "assign"), {"choose", "assign"})
+SEEN_AS = {phase: ("choose", "assign") for phase in ("read", "transform", "assign")}
 
 
 def require_ended(outcomes: list[Outcome], culprit: int, phase: str) -> None:
@@ -195,4 +195,4 @@ def require_ended(outcomes: list[Outcome], culprit: int, phase: str) -> None:
         if rank != culprit:
             assert outcome.code == 1 and outcome.error is not None, outcome.output[-3000:]
             assert outcome.error["kind"] == "WorkerError" and outcome.error["rank"] == culprit, outcome.error
-            assert outcome.error["phase"] in SEEN_AS.get(phase, {phase}), outcome.error
+            assert outcome.error["phase"] in SEEN_AS.get(phase, (phase,)), outcome.error
