@@ -20,7 +20,7 @@ from dist_restore.refusal import refuse_problems
 from dist_restore.resolve import vocabularies
 from dist_restore.resolve.rules import Rule, RuleSet
 from dist_restore.resolve.vocabularies import tokens_of
-from dist_restore.specs import TensorSpec
+from dist_restore.specs import Box, TensorSpec
 from dist_restore.transforms import Fill, RemapRows, RowMap
 from dist_restore.transforms.dtypes import spec_of
 
@@ -356,6 +356,20 @@ def test_new_rows_of_strings_are_empty_and_integers_have_no_mean() -> None:
     with pytest.raises(RuleError, match="remap_rows: new_rows mean needs floating numbers, found int64"):
         t.infer((RemapRows(new_rows=Fill.MEAN, rows=rows),), (TensorSpec((2,), "int64"),))
     assert t.infer((RemapRows(new_rows=Fill.MEAN, rows=RowMap.of([1, 0], 2)),), (TensorSpec((2,), "int64"),))
+
+
+def test_only_the_rows_from_the_first_that_is_needed_to_the_last_are_read() -> None:
+    x = np.arange(12.0).reshape(6, 2)
+    ops = (RemapRows(new_rows=Fill.ZEROS, rows=RowMap.of([4, -1, 2], 6)),)
+    (box,) = t.source_boxes(ops, (spec_of(x),))
+    assert box == Box((2, 0), (3, 2))
+    read = x[box.slices()].copy()
+    read[1] = np.nan  # row 3 lies between and is not needed
+    assert t.apply_boxed(ops, (spec_of(x),), (box,), [read]).tolist() == [[8, 9], [0, 0], [4, 5]]
+    assert t.pull_back(ops, (spec_of(x),), Box((1, 0), (1, 2))) == (None,)
+    measured = (RemapRows(new_rows=Fill.MEAN, rows=RowMap.of([4, -1, 2], 6)),)
+    assert t.pull_back(measured, (spec_of(x),), Box((1, 0), (2, 2))) == (Box((0, 0), (6, 2)),)
+    assert t.pull_back(measured, (spec_of(x),), Box((2, 1), (1, 1))) == (Box((2, 1), (1, 1)),)
 
 
 # ---- Plans --------------------------------------------------------------------------------------------------
