@@ -10,7 +10,9 @@ import numpy as np
 
 from dist_restore.distribute.exchange import Exchange
 from dist_restore.distribute.schedule import Unit
+from dist_restore.distribute.sharing import FLIGHT, bucket_size
 from dist_restore.distribute.waiting import ticks
+from dist_restore.errors import RestoreError
 from dist_restore.reading import locate
 from dist_restore.sources.base import DirectSource, Source
 
@@ -19,8 +21,8 @@ _PIECES = 8
 _LEAST, _MOST = 8 * (16 << 10), 16 << 20
 # Of all bytes that are read, so much may be read by all workers together to learn the rate.
 _SHARE = 0.02
-_SAMPLE_BUCKET = 1 << 20
-_ROUNDS = 2
+# As many at once as shared reads have under way: one after the other they pass a third of that.
+_ROUNDS = FLIGHT
 
 
 def storage_rate(units: Sequence[Unit], source: Source, rank: int, world_size: int, total: int) -> float:
@@ -61,16 +63,24 @@ def _timed(source: DirectSource, name: str, begin: int, buffer: np.ndarray) -> f
     return time.perf_counter() - start
 
 
-def exchange_rate(exchange: Exchange, world_size: int, seconds: float) -> float:
-    """Bytes per second that each worker receives in an all-gather while it sends as much."""
-    bucket = np.zeros(_SAMPLE_BUCKET, np.uint8)
-    begin = 0.0
-    for number in range(1 + _ROUNDS):
-        if number == 1:  # the first one makes connections
-            begin = time.perf_counter()
-        future = exchange.start(failed=False, bucket=bucket)
+def exchange_rate(exchange: Exchange, world_size: int, memory_budget: int, seconds: float) -> float:
+    """Bytes per second that each worker receives in an all-gather while it sends as much.
+
+    Raises:
+      RestoreError: another worker did not take part in time.
+    """
+    size = bucket_size(world_size, memory_budget)
+    _rounds(exchange, 1, size, seconds)  # makes connections
+    start = time.perf_counter()
+    _rounds(exchange, _ROUNDS, size, seconds)
+    return _ROUNDS * size * (world_size - 1) / max(time.perf_counter() - start, 1e-9)
+
+
+def _rounds(exchange: Exchange, count: int, size: int, seconds: float) -> None:
+    bucket = np.zeros(size, np.uint8)
+    for future in [exchange.start(failed=False, bucket=bucket) for _ in range(count)]:
         for _ in ticks(future, seconds):
             pass
-        future.result(timeout=0)
-    taken = time.perf_counter() - begin
-    return _ROUNDS * _SAMPLE_BUCKET * (world_size - 1) / max(taken, 1e-9)
+        if not future.done():
+            raise RestoreError(f"the other workers did not take part in an exchange of samples in {seconds:.1f} s")
+        future.result()

@@ -32,12 +32,14 @@ class View:
       units: of the plan.
       source: the opened checkpoint; None where this worker does not see it.
       readers: ranks that see it, ascending; the chief always does.
+      memory_budget: bytes of values under way, of which buckets are a part.
       seconds: how long to wait for other workers.
     """
 
     units: tuple[Unit, ...]
     source: Source | None
     readers: tuple[int, ...]
+    memory_budget: int
     seconds: float
 
 
@@ -78,6 +80,7 @@ def _automatic(talk: Communicator, view: View) -> _Choice:
 def _measured(talk: Communicator, view: View, load: Load) -> _Choice:
     assert view.source is not None
     local = is_local(view.source.index().path)
+    talk.gather(b"", _PHASE)  # all begin at once: storage that is shared must be asked by all at the same time
     rate = talk.run_everywhere(_PHASE, lambda: _storage_rate(talk, view, load))
     found = [Measured.unpack(data) for data in talk.gather(Measured(rate, local).pack(), _PHASE)]
     slowest, local = min(m.storage for m in found), all(m.local for m in found)
@@ -90,7 +93,7 @@ def _measured(talk: Communicator, view: View, load: Load) -> _Choice:
     network = min(json.loads(data) for data in talk.gather(json.dumps(passed).encode(), _PHASE))
     rates = Rates(slowest, slowest * talk.world_size, network, passes=2 if local else 1)
     forecasts = forecast(load, talk.world_size, rates)
-    chosen = best(forecasts, seen_by_all=True)
+    chosen = best(forecasts, usual=Reads.EVERY_WORKER if local else Reads.SHARDED)
     return chosen.mode, _explain(forecasts, rates)
 
 
@@ -100,7 +103,7 @@ def _storage_rate(talk: Communicator, view: View, load: Load) -> float:
 
 
 def _exchange_rate(talk: Communicator, view: View) -> float:
-    return exchange_rate(talk.exchange(view.readers), talk.world_size, view.seconds)
+    return exchange_rate(talk.exchange(view.readers), talk.world_size, view.memory_budget, view.seconds)
 
 
 def _explain(forecasts: Sequence[Forecast], rates: Rates) -> str:

@@ -204,7 +204,7 @@ class Session:
     def _choose(self, units: tuple[Unit, ...], acknowledgements: Sequence[Acknowledgement]) -> Reading:
         start = time.perf_counter()
         readers = tuple(rank for rank, a in enumerate(acknowledgements) if a.identity)
-        view = View(units, self._source, readers, self._config.timeout)
+        view = View(units, self._source, readers, self._config.memory_budget, self._config.timeout)
         reading = choose_reading(self._talk, self._config.reads, view)
         self._seconds.append(("choose", time.perf_counter() - start))
         if self._talk.rank == 0 and self._talk.world_size > 1:

@@ -114,7 +114,7 @@ def _forecasts(plan: dr.RestorePlan) -> str:
     lines = []
     for workers in _WORKER_COUNTS:
         found = forecast(load, workers, rates)
-        fastest = best(found, seen_by_all=True)
+        fastest = best(found)
         lines.append([workers, *(f"{f.seconds:.2f} s{' *' if f is fastest else ''}" for f in found)])
     head = f"Predicted seconds to read {load.read / 1e6:.0f} MB and fill {load.made / 1e6:.0f} MB on every worker:"
     return f"{head}\n\n{tabulate(lines, ['workers', 'every_worker', 'chief', 'sharded'])}"

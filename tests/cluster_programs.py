@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import dist_restore as dr
 from cluster import describe
-from dist_restore import reading, session, transforms
+from dist_restore import read_modes, reading, session, transforms
 from dist_restore.assign import Assigner
 from dist_restore.sources.tf_checkpoint import TfCheckpoint
 from dist_restore.transforms.arithmetic import Scale
@@ -130,6 +130,16 @@ def restore_as_they_like(strategy: tf.distribute.Strategy, *, path: str, each: l
     except dr.RestoreError as error:
         classes = [kind.__name__ for kind in type(error).__mro__]
         return {**describe(error), "is": classes, "changed": held(checkpoint) != before, "names": list(error.names)}
+
+
+def restore_after_measuring(strategy: tf.distribute.Strategy, *, path: str, storage: float) -> dict[str, Any]:
+    """What `auto` does when it measures both storage and exchange, and the storage gives so many bytes per second."""
+    with (
+        mock.patch.object(read_modes, "storage_rate", lambda *args: storage),
+        mock.patch.object(read_modes, "_LITTLE", 0),
+        mock.patch.object(read_modes, "is_local", lambda path: False),
+    ):
+        return restore(strategy, build(strategy), path)
 
 
 def restore_with_a_bad_memory(strategy: tf.distribute.Strategy, *, path: str, culprit: int) -> None:
