@@ -83,7 +83,7 @@ class Assigner:
             return self._assign_components(variable, array)
         crc = checksum(array) if crc32c is None else crc32c
         tensor = value.tensor if isinstance(value, Blank) else host_memory.to_tensor(value, variable.dtype)
-        if plain is None or tensor.shape != variable.shape or tensor.dtype != variable.dtype:
+        if plain is None or not host_memory.has_shape(variable, array.shape) or tensor.dtype != variable.dtype:
             return self._assign_whole(variable, tensor, crc)
         # What strategy.extended.update does for a mirrored variable in cross-replica context: the same assignment to
         # each component, on its device. It costs 300 us a variable on two replicas, this 40.

@@ -97,13 +97,14 @@ def _columns(rows: Sequence[Components | None]) -> list[Components] | None:
 
 def _fits(column: Components, value: np.ndarray) -> bool:
     """Whether all components are on one CPU of this process, and of the value's shape and dtype."""
-    shape, dtype, device = list(value.shape), column[0].dtype, column[0].device
+    dtype, device = column[0].dtype, column[0].device
     # Other dtypes have no kernel, or TF and NumPy lay them out differently.
     if dtype.name not in host_memory.DTYPES or value.dtype != dtype.as_numpy_dtype:
         return False
     if not device.startswith(f"{context.context().host_address_space()}/device:CPU:"):
         return False
-    return all(c.shape.as_list() == shape and c.dtype is dtype and c.device == device for c in column)
+    has_shape, shape = host_memory.has_shape, value.shape
+    return all(has_shape(c, shape) and c.dtype is dtype and c.device == device for c in column)
 
 
 def _write_column(column: Components, array: np.ndarray) -> None:

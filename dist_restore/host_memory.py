@@ -104,6 +104,11 @@ def _is_plain(component: tf.Variable) -> bool:
     return exact and component._cached_value is None and isinstance(component.handle, framework_ops.EagerTensor)
 
 
+def has_shape(variable: tf.Variable, shape: tuple[int, ...]) -> bool:
+    """Whether a variable has a shape; to make a `TensorShape` for that takes 4 us."""
+    return variable.shape.rank is not None and variable.shape.as_list() == list(shape)
+
+
 def write(component: tf.Variable, tensor: tf.Tensor) -> None:
     """Makes a plain variable hold a tensor of its dtype and shape; the memory is shared, and copied on write."""
     # 10 us; `assign(read_value=False)` takes 50, and does the same after its checks, which the caller has made.

@@ -9,7 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dist_restore.errors import RuleError
+from dist_restore.resolve.names import NameTable
 from dist_restore.resolve.patterns import MAX_PATTERN, compile_pattern, compile_template
+from dist_restore.specs import SourceTensor, TensorSpec
 
 
 def captured(pattern: str, name: str, *, regex: bool = False) -> dict[str, str] | None:
@@ -239,3 +241,22 @@ def test_many_captures_over_a_long_name_are_answered() -> None:
 
 def test_braces_are_plain_in_a_regex() -> None:
     assert captured(r"a{2}/\{x\}", "aa/{x}", regex=True) == {"0": "aa/{x}"}
+
+
+# ---- The first, cheap tests ------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.text("ab/1\U0010ffff", min_size=1, max_size=6), max_size=12, unique=True),
+    st.text("ab/1\U0010ffff", max_size=3),
+    st.text("ab/1\U0010ffff", max_size=3),
+)
+def test_names_that_begin_and_end_so_are_all_found(names: list[str], prefix: str, suffix: str) -> None:
+    table = NameTable([SourceTensor(name, TensorSpec((), "float32")) for name in names], "the checkpoint")
+    expected = sorted(name for name in names if name.startswith(prefix) and name.endswith(suffix))
+    assert [name for name, _ in table.framed(prefix, suffix)] == expected
+
+
+def test_a_group_of_half_a_character_is_no_name() -> None:
+    assert captured(r"a/(?P<x>\C)\C", "a/\u00e9", regex=True)["x"] == "\ufffd"
