@@ -23,6 +23,7 @@ _LEAST, _MOST = 8 * (16 << 10), 16 << 20
 _SHARE = 0.02
 # As many at once as shared reads have under way: one after the other they pass a third of that.
 _ROUNDS = FLIGHT
+_SAMPLE_BUCKET = 1 << 20
 
 
 def storage_rate(units: Sequence[Unit], source: Source, rank: int, world_size: int, total: int) -> float:
@@ -69,7 +70,7 @@ def exchange_rate(exchange: Exchange, world_size: int, memory_budget: int, secon
     Raises:
       RestoreError: another worker did not take part in time.
     """
-    size = bucket_size(world_size, memory_budget)
+    size = min(_SAMPLE_BUCKET, bucket_size(world_size, memory_budget))
     _rounds(exchange, 1, size, seconds)  # makes connections
     start = time.perf_counter()
     _rounds(exchange, _ROUNDS, size, seconds)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from dist_restore.config import Reads
 from dist_restore.distribute.communicator import Communicator
-from dist_restore.distribute.forecast import Forecast, Load, Rates, best, forecast, is_fast, load_of
+from dist_restore.distribute.forecast import SLOWEST_EXCHANGE, Forecast, Load, Rates, best, forecast, is_fast, load_of
 from dist_restore.distribute.schedule import Unit
 from dist_restore.measuring import exchange_rate, storage_rate
 from dist_restore.reading import locate
@@ -89,9 +89,13 @@ def _measured(talk: Communicator, view: View, load: Load) -> _Choice:
         return mode, f"the storage is {'local' if local else 'remote'}; no sample of it could be read"
     if is_fast(load, talk.world_size, slowest):
         return Reads.EVERY_WORKER, f"every worker reads {human_bytes(slowest)}/s, which no exchange would beat"
+    rates = Rates(slowest, slowest * talk.world_size, SLOWEST_EXCHANGE, passes=2 if local else 1)
+    forecasts = forecast(load, talk.world_size, rates)
+    if best(forecasts, usual=Reads.EVERY_WORKER).mode is Reads.SHARDED:
+        return Reads.SHARDED, f"{_explain(forecasts, rates)}; the exchange was not measured, and is hardly slower"
     passed = talk.run_everywhere(_PHASE, lambda: _exchange_rate(talk, view))
     network = min(json.loads(data) for data in talk.gather(json.dumps(passed).encode(), _PHASE))
-    rates = Rates(slowest, slowest * talk.world_size, network, passes=2 if local else 1)
+    rates = dataclasses.replace(rates, exchange_each=network)
     forecasts = forecast(load, talk.world_size, rates)
     chosen = best(forecasts, usual=Reads.EVERY_WORKER if local else Reads.SHARDED)
     return chosen.mode, _explain(forecasts, rates)

@@ -132,11 +132,14 @@ def restore_as_they_like(strategy: tf.distribute.Strategy, *, path: str, each: l
         return {**describe(error), "is": classes, "changed": held(checkpoint) != before, "names": list(error.names)}
 
 
-def restore_after_measuring(strategy: tf.distribute.Strategy, *, path: str, storage: float) -> dict[str, Any]:
-    """What `auto` does when it measures both storage and exchange, and the storage gives so many bytes per second."""
+def restore_after_measuring(
+    strategy: tf.distribute.Strategy, *, path: str, storage: float, exchange: float
+) -> dict[str, Any]:
+    """What `auto` does where storage gives so many bytes per second; it measures an exchange that may be slow."""
     with (
         mock.patch.object(read_modes, "storage_rate", lambda *args: storage),
         mock.patch.object(read_modes, "_LITTLE", 0),
+        mock.patch.object(read_modes, "SLOWEST_EXCHANGE", exchange),
         mock.patch.object(read_modes, "is_local", lambda path: False),
     ):
         return restore(strategy, build(strategy), path)

@@ -52,7 +52,7 @@ def test_the_largest_goes_first_to_whoever_has_least_and_ties_to_what_comes_firs
 
 
 def test_owner_offset_and_bucket_of_two_workers() -> None:
-    schedule = make_schedule(units(8 * MB, 2 * MB, 4 * MB, 4 * MB), [0, 1], 2, BUDGET)
+    schedule = make_schedule(units(8 * MB, 2 * MB, 4 * MB, 4 * MB), [0, 1], 2, 64 * MB)
     assert schedule.bucket == 4 * MB and schedule.rounds == 3
     assert places(schedule) == [
         ("v00000", 0, 0, range(0, 3)),
@@ -63,7 +63,7 @@ def test_owner_offset_and_bucket_of_two_workers() -> None:
 
 
 def test_owner_offset_and_bucket_of_the_chief_alone() -> None:
-    schedule = make_schedule(units(8 * MB, 4 * MB), [0], 4, BUDGET)
+    schedule = make_schedule(units(8 * MB, 4 * MB), [0], 4, 64 * MB)
     assert schedule.bucket == 2 * MB and schedule.rounds == 7
     assert places(schedule) == [("v00000", 0, 0, range(0, 5)), ("v00001", 0, 8 * MB + 4, range(4, 7))]
 
@@ -150,4 +150,4 @@ def test_nothing_to_do_takes_no_rounds() -> None:
 def test_buckets_are_whole_words_and_small_enough(world: int, budget: int) -> None:
     size = bucket_size(world, budget)
     assert size % 4 == 0 and size >= 64 << 10
-    assert size * world * 4 <= max(budget // 8, 4 * world * (64 << 10))
+    assert size * world * 4 <= max(budget // 2, 4 * world * (64 << 10))

@@ -17,6 +17,8 @@ from dist_restore.distribute.sharing import read_bytes
 _HANDLING = 2e9
 # From here on an all-gather over TensorFlow's gRPC is not expected to be faster, so that it need not be measured.
 FASTEST_EXCHANGE = 1e9
+# Slower is hardly any network of today (1 Gb/s): where sharing wins even so, it need not be measured either.
+SLOWEST_EXCHANGE = 1e8
 # Agreeing on the plan and on who reads what: a dozen times the chief hears all workers, at 0.3 ms a message.
 _TALK_SECONDS, _TALK_SECONDS_PER_WORKER = 0.05, 0.004
 
