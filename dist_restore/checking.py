@@ -126,4 +126,4 @@ def _zeros(entry: PlanEntry) -> np.ndarray:
 
 def may_lose(entry: PlanEntry) -> bool:
     """Whether values decide if this entry can be made: a cast that may lose one, a scale that may overflow."""
-    return may_refuse(entry.ops, entry.source_specs)
+    return bool(entry.ops) and may_refuse(entry.ops, entry.source_specs)
