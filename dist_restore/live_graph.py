@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from dist_restore.errors import RestoreError, UnbuiltModelError
 from dist_restore.naming import LayerName, Leaf, Node
-from dist_restore.specs import Group
+from dist_restore.specs import Group, snake_case
 
 # Keras' own bookkeeping (3.0 - 3.15): everything in it is reached by another, better edge.
 _KERAS_INTERNAL = frozenset(
@@ -43,6 +43,7 @@ class LiveLeaf(NamedTuple):
       counted_path: whether the path holds a layer name that Keras made up from a counter.
       shorter_paths: the path with the model's name without its counter, and without the model's name.
       is_save_counter: the Checkpoint's own counter of saves.
+      layer_class: class of the layer that holds it, in snake case; empty where none, or more than one, does.
     """
 
     variable: tf.Variable
@@ -53,6 +54,7 @@ class LiveLeaf(NamedTuple):
     counted_path: bool
     shorter_paths: tuple[str, ...]
     is_save_counter: bool
+    layer_class: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -172,6 +174,7 @@ class _Facts:
         self._models = {o.name for o in objects if isinstance(o, keras.Model)}
         counter = getattr(root, "save_counter", None) if isinstance(root, tf.train.Checkpoint) else None
         self._save_counter = id(counter)
+        self._classes = self._layer_classes()
 
     def leaf(self, index: int) -> LiveLeaf:
         variable = self._objects[index]
@@ -185,7 +188,16 @@ class _Facts:
             counted_path=any(part in self._counted for part in self._layer_parts(path)),
             shorter_paths=self._shorter(path),
             is_save_counter=id(variable) == self._save_counter,
+            layer_class=self._classes.get(index, ""),
         )
+
+    def _layer_classes(self) -> dict[int, str]:
+        found: dict[int, set[str]] = {}
+        for index, item in enumerate(self._objects):
+            if isinstance(item, keras.Layer):
+                for _, child, _ in self._edges[index]:
+                    found.setdefault(child, set()).add(snake_case(type(item).__name__))
+        return {child: next(iter(names)) for child, names in found.items() if len(names) == 1}
 
     def own_name(self, variable: object) -> str:
         return self._paths.get(id(variable)) or str(getattr(variable, "name", "")).partition(":")[0]
@@ -296,10 +308,7 @@ def _unwrap(item: object) -> object:
 
 def _is_counted(item: keras.Layer | keras.random.SeedGenerator | keras.metrics.Metric) -> bool:
     """Whether Keras made an object's name up: its class name in snake case, and a counter."""
-    name = re.sub(r"\W+", "", type(item).__name__)
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
-    name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-    return re.fullmatch(rf"{re.escape(name)}(_\d+)?", item.name) is not None
+    return re.fullmatch(rf"{re.escape(snake_case(type(item).__name__))}(_\d+)?", item.name) is not None
 
 
 def _keras_variables(objects: Iterable[object]) -> Iterator[keras.Variable]:

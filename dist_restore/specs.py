@@ -11,6 +11,7 @@ import enum
 import functools
 import hashlib
 import math
+import re
 from typing import NamedTuple
 
 # Bytes per element by TensorFlow's dtype names. Strings have no fixed size and count as 0 here; their bytes
@@ -166,6 +167,19 @@ class OptimizerInfo:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies in its layer, for files that number a layer's variables and do not name them.
+
+    Attributes:
+      layer: names of the layer, the canonical one first.
+      layer_class: its class in snake case (`batch_normalization`); empty where the file does not say.
+    """
+
+    layer: tuple[Alias, ...]
+    layer_class: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class SourceTensor:
     """One tensor of a checkpoint, as everybody but its `Source` sees it.
 
@@ -177,6 +191,7 @@ class SourceTensor:
       slot: set when the tensor is an optimizer slot.
       key: the name under which the file stores it.
       tracker_only: the tensor is bookkeeping of the checkpoint itself (`save_counter`).
+      place: set when the name is positional, and the file says something of the layer.
     """
 
     name: str
@@ -186,6 +201,7 @@ class SourceTensor:
     slot: Slot | None = None
     key: str = ""
     tracker_only: bool = False
+    place: Place | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +245,7 @@ class TargetVariable:
         why: state that `tf.train.Checkpoint` never saves (`Dropout`'s seed), or its own bookkeeping.
       note: what a message about this variable should add, such as that plain TF never saves it.
       tracker_only: bookkeeping of the checkpoint itself (`save_counter`).
+      layer_class: class of the Keras layer that holds it, in snake case; empty where none does.
     """
 
     name: str
@@ -240,6 +257,7 @@ class TargetVariable:
     keep_reason: str = ""
     note: str = ""
     tracker_only: bool = False
+    layer_class: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +274,13 @@ class TargetIndex:
             (v.name, v.spec.dtype, *map(str, v.spec.shape), _slot_text(v.slot))
             for v in sorted(self.variables, key=lambda v: v.name)
         )
+
+
+def snake_case(class_name: str) -> str:
+    """A class name as Keras writes it in groups and automatic names: `BatchNormalization` -> `batch_normalization`."""
+    name = re.sub(r"\W+", "", class_name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _slot_text(slot: Slot | None) -> str:

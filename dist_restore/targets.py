@@ -101,6 +101,7 @@ def _target(leaf: NamedLeaf, graph: LiveGraph) -> TargetVariable:
         keep_reason=keep_reason,
         note="" if live.saved or keep_reason else _LOST_NOTE,
         tracker_only=live.is_save_counter,
+        layer_class=live.layer_class,
     )
 
 

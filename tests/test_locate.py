@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import bundle_fixtures as fx
-from dist_restore.errors import CheckpointNotFoundError, UnsupportedFormatError
+from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError, UnsupportedFormatError
 from dist_restore.sources.locate import complete_prefixes, resolve_prefix
 
 
@@ -163,9 +163,12 @@ def test_pickles_are_refused_with_advice(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["m.h5", "m.weights.h5", "m.keras", "m.safetensors", "m.npz"])
-def test_formats_that_are_still_to_come_are_refused(tmp_path, name):
+def test_a_file_of_another_format_must_begin_as_its_name_says(tmp_path, name):
     touch(tmp_path / name)
-    with pytest.raises(UnsupportedFormatError, match="not read yet by this version"):
+    with pytest.raises(CheckpointCorruptError, match="is empty"):
+        resolve_prefix(str(tmp_path / name))
+    (tmp_path / name).write_bytes(b"\x80\x04 a pickle")
+    with pytest.raises(UnsupportedFormatError, match="export it to safetensors"):
         resolve_prefix(str(tmp_path / name))
 
 

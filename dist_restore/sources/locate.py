@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from google.protobuf import text_format
 from rapidfuzz import process
 
-from dist_restore.errors import CheckpointNotFoundError, RestoreError, UnsupportedFormatError
+from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError, RestoreError, UnsupportedFormatError
 from dist_restore.sources import files
 
 _STATE_FILE = "checkpoint"
@@ -26,21 +26,31 @@ _SAVED_MODEL = ("saved_model.pb", "variables/variables")
 _SHOWN = 8
 
 _EXPORT = "it may hold a pickle, which can run any code when it is read; export it to safetensors"
-_LATER = "not read yet by this version"
+_LATER = "not read by this version; save it as .npz or .safetensors"
 _BY_SUFFIX = {
     **dict.fromkeys((".pt", ".pth", ".bin", ".pkl", ".pickle"), _EXPORT),
-    **dict.fromkeys((".h5", ".hdf5", ".keras", ".safetensors", ".npz", ".npy", ".msgpack"), _LATER),
+    **dict.fromkeys((".npy", ".msgpack"), _LATER),
 }
 # PyTorch Lightning calls its pickles `.ckpt`, so the first bytes tell what the name does not.
-_BY_CONTENT = {b"PK\x03\x04": _EXPORT, b"\x80": _EXPORT, b"\x89HDF": _LATER}
+_BY_CONTENT = {b"PK\x03\x04": _EXPORT, b"\x80": _EXPORT}
+_SAFETENSORS, _SAFETENSORS_INDEX = ".safetensors", ".safetensors.index.json"
+_HDF5 = b"\x89HDF"
+# How a file of each kind begins: behind safetensors' length comes its JSON header.
+_READ = {
+    _SAFETENSORS_INDEX: (0, b""),
+    _SAFETENSORS: (8, b"{"),
+    **dict.fromkeys((".npz", ".keras"), (0, b"PK")),
+    **dict.fromkeys((".h5", ".hdf5"), (0, _HDF5)),
+}
 
 
 def resolve_prefix(path: str | None) -> str:
-    """The prefix of the checkpoint that a path means.
+    """The prefix or the file of the checkpoint that a path means.
 
     Args:
-      path: a prefix, one of a checkpoint's own files, a SavedModel, or a directory, which means its latest
-        checkpoint: the one that the `checkpoint` file in it names, or the only one there.
+      path: a prefix, one of a checkpoint's own files, a file of another format, or a directory: of a SavedModel, of
+        safetensors files, or of TensorFlow's checkpoints, where it means the latest one, which is the one that the
+        `checkpoint` file in it names, or the only one there.
 
     Raises:
       CheckpointNotFoundError: nothing is there, files are missing, or there are several and nothing decides.
@@ -56,10 +66,16 @@ def resolve_prefix(path: str | None) -> str:
     if files.is_directory(path):
         return _resolve_directory(path)
     if files.size_of(path) is not None:
-        raise _unsupported(path)
+        return _require_read(path)
     if name and any(n.startswith(f"{name}.data-") and _DATA.search(n) for n in names):
         raise _not_found(f"{prefix}{_INDEX}: no such file, though data files of this checkpoint exist", directory)
     raise _nothing_at(path, directory, name, names)
+
+
+def is_saved_model(prefix: str) -> bool:
+    """Whether a prefix is that of the variables of a SavedModel."""
+    directory = prefix.removesuffix(_SAVED_MODEL[1])
+    return directory != prefix and files.size_of(f"{directory}{_SAVED_MODEL[0]}") is not None
 
 
 def complete_prefixes(directory: str) -> tuple[str, ...]:
@@ -77,15 +93,56 @@ def _require_complete(prefix: str, directory: str, names: Iterable[str]) -> str:
     return prefix
 
 
+def _require_read(path: str) -> str:
+    """A single file, where name and first bytes are of a kind that is read."""
+    start, suffix = _start(path), next((s for s in _READ if path.lower().endswith(s)), "")
+    if not start:
+        raise CheckpointCorruptError(f"{path}: the file is empty. Copy it again, or use another checkpoint.")
+    if not suffix and _suffix(path) not in _BY_SUFFIX and start.startswith(_HDF5):
+        return path
+    if not suffix or not start[_READ[suffix][0] :].startswith(_READ[suffix][1]):
+        raise _unsupported(path)
+    return path
+
+
 def _resolve_directory(directory: str) -> str:
     names = set(files.list_directory(directory))
+    prefixes = sorted((n.removesuffix(_INDEX) for n in names if n.endswith(_INDEX) and n != _INDEX), key=_natural)
+    weights = _safetensors(names)
+    kinds = (bool(prefixes) or _STATE_FILE in names, _SAVED_MODEL[0] in names, bool(weights))
+    if sum(kinds) > 1:
+        found = [*prefixes, *(n for n in (_STATE_FILE, _SAVED_MODEL[0]) if n in names), *weights]
+        raise _undecided(directory, "checkpoints of several formats", found)
+    if kinds[1]:
+        return resolve_prefix(_join(directory, _SAVED_MODEL[1]))
+    if len(weights) > 1:
+        raise _undecided(directory, "several safetensors files, and nothing that joins them", weights)
+    if weights:
+        return _join(directory, weights[0])
+    return _resolve_prefixes(directory, names, prefixes)
+
+
+def _safetensors(names: Iterable[str]) -> tuple[str, ...]:
+    """What may be meant by a folder of safetensors files: its index; without one, all of them."""
+    indexes = tuple(sorted(n for n in names if n.endswith(_SAFETENSORS_INDEX)))
+    shards = re.compile(
+        "|".join(re.escape(n.removesuffix(_SAFETENSORS_INDEX)) + r"-\d+-of-\d+" for n in indexes) or r"\Z"
+    )
+    alone = (n for n in names if n.endswith(_SAFETENSORS) and not shards.match(n.removesuffix(_SAFETENSORS)))
+    return (*indexes, *sorted(alone))
+
+
+def _undecided(directory: str, problem: str, found: Iterable[str]) -> CheckpointNotFoundError:
+    paths = [_join(directory, name) for name in found]
+    shown = ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
+    return CheckpointNotFoundError(f"{directory}: holds {problem}: {shown}. Pass the path of one of them.")
+
+
+def _resolve_prefixes(directory: str, names: set[str], prefixes: list[str]) -> str:
     if _STATE_FILE in names:
         return _resolve_state(directory)
-    prefixes = sorted((n.removesuffix(_INDEX) for n in names if n.endswith(_INDEX) and n != _INDEX), key=_natural)
     if len(prefixes) == 1:
         return _require_complete(_join(directory, prefixes[0]), directory, names)
-    if not prefixes and _SAVED_MODEL[0] in names:
-        return resolve_prefix(_join(directory, _SAVED_MODEL[1]))
     if prefixes:
         raise _not_found(
             f"{directory}: {len(prefixes)} checkpoints and no `{_STATE_FILE}` file that says which is the latest",
@@ -171,19 +228,26 @@ def _contents(names: Iterable[str]) -> str:
 def _unsupported(path: str) -> RestoreError:
     advice = _BY_SUFFIX.get(_suffix(path)) or _by_content(path)
     return UnsupportedFormatError(
-        f"{path}: {advice}. Expected a TensorFlow checkpoint: a prefix with `prefix{_INDEX}` and `prefix.data-*` files."
+        f"{path}: {advice}. Expected a TensorFlow checkpoint (a prefix with "
+        f"`prefix{_INDEX}` and `prefix.data-*` files), a SavedModel, or a file that ends in one of {', '.join(_READ)}."
     )
 
 
 def _by_content(path: str) -> str:
-    start = bytearray(4)
+    start = _start(path)
+    return next(
+        (advice for magic, advice in _BY_CONTENT.items() if start.startswith(magic)), "a file of an unknown kind"
+    )
+
+
+def _start(path: str) -> bytes:
+    start = bytearray(9)
     file = files.open_file(path)
     try:
-        file.read_into(memoryview(start), 0)
+        count = file.read_into(memoryview(start), 0)
     finally:
         file.close()
-    known = (advice for magic, advice in _BY_CONTENT.items() if start.startswith(magic))
-    return next(known, "a file of an unknown kind")
+    return bytes(start[:count])
 
 
 def _suffix(path: str) -> str:

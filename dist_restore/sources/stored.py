@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dist_restore.sources import checksum, regions, string_tensors, tf_dtypes
+from dist_restore.sources import checksum, string_tensors, tf_dtypes
+from dist_restore.sources.boxes import bytes_of, read_box
 from dist_restore.sources.bundle_index import BundleEntry
 from dist_restore.sources.shards import Shards
 from dist_restore.specs import Box
@@ -26,7 +27,7 @@ def read_into(shards: Shards, entry: BundleEntry, box: Box, out: np.ndarray) -> 
         read_into(shards, entry, box, dense)
         out[...] = dense
     elif box.covers(entry.spec.shape):
-        _read_whole(shards, entry, _bytes_of(out))
+        _read_whole(shards, entry, bytes_of(out))
     elif out.size:
         _read_box(shards, entry, box, out)
 
@@ -49,10 +50,6 @@ def check(shards: Shards, entry: BundleEntry) -> None:
     shards.compare(entry, crc)
 
 
-def _bytes_of(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1).view(np.uint8)
-
-
 def _read_whole(shards: Shards, entry: BundleEntry, out: np.ndarray) -> None:
     crc = 0
     for begin in range(0, entry.size, _CHUNK):
@@ -63,26 +60,10 @@ def _read_whole(shards: Shards, entry: BundleEntry, out: np.ndarray) -> None:
 
 
 def _read_box(shards: Shards, entry: BundleEntry, box: Box, out: np.ndarray) -> None:
-    item, shape = out.dtype.itemsize, entry.spec.shape
-    plan = regions.plan_reads(shape, box, item, shards.gap(entry.shard))
-    blocks = out.reshape(-1, plan.rows, *plan.inside.size)
-    for block, begin in zip(blocks, regions.block_offsets(shape, box, plan.axis, item), strict=True):
-        if plan.dense:
-            shards.read(entry, begin, _bytes_of(block))
-        else:
-            _read_sparse(shards, entry, begin, plan, block)
+    def fill(begin: int, part: np.ndarray) -> None:
+        shards.read(entry, begin, part)
 
-
-def _read_sparse(shards: Shards, entry: BundleEntry, begin: int, plan: regions.Plan, out: np.ndarray) -> None:
-    """Reads rows of which only a part is wanted by way of a buffer of `MAX_ROW` bytes."""
-    first, last = regions.wanted_bytes(plan, out.dtype.itemsize)
-    step = max(1, regions.MAX_ROW // plan.row_bytes)
-    buffer = np.empty(min(step, plan.rows) * plan.row_bytes, np.uint8)
-    for row in range(0, plan.rows, step):
-        count = min(step, plan.rows - row)
-        shards.read(entry, begin + row * plan.row_bytes + first, buffer[first : (count - 1) * plan.row_bytes + last])
-        rows = buffer[: count * plan.row_bytes].view(out.dtype).reshape(count, *plan.row_shape)
-        out[row : row + count] = rows[(slice(None), *plan.inside.slices())]
+    read_box(fill, entry.spec.shape, box, shards.gap(entry.shard), out)
 
 
 def _read_strings(shards: Shards, entry: BundleEntry) -> np.ndarray:

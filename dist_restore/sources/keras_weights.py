@@ -1,0 +1,162 @@
+"""`.weights.h5`: one HDF5 group per layer, called by attribute, or by class and order, with numbered variables in it.
+
+A Keras 3 file says each layer's own name beside its variables, a tf_keras file does not, and neither says what the
+variables are called. Keras itself loads by class and order, and so loads swapped layers crossed. Here a layer is
+its attribute or its own name, and a variable is named only where the layer's class leaves no doubt; all others keep
+their number, as positional names, for `resolve` to judge.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+
+from dist_restore.errors import CheckpointCorruptError
+from dist_restore.sources.hdf5 import Dataset, Group
+from dist_restore.sources.keras_config import LayerConfig
+from dist_restore.sources.keras_layers import class_of, is_automatic, variable_names, without_counter
+from dist_restore.specs import Alias, AliasKind, Place, SourceTensor
+
+VARS = "vars"
+_LAYERS = "layers"
+_RANK = {AliasKind.SEMANTIC: 0, AliasKind.COUNTED: 1, AliasKind.POSITIONAL: 2}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Place:
+    """A layer on the way down.
+
+    Attributes:
+      names: ways to say where it is, with how much each says; the first is the canonical one.
+      own: own names of the layers down to it, the model's first; empty where one is unknown.
+      own_kind: how much these say.
+      layer_class: in snake case; empty where the file does not say.
+      config: from the archive.
+    """
+
+    names: tuple[Alias, ...]
+    own: tuple[str, ...] = ()
+    own_kind: AliasKind = AliasKind.SEMANTIC
+    layer_class: str = ""
+    config: LayerConfig | None = None
+
+
+def is_weights(root: Group) -> bool:
+    """Whether a file is of this kind."""
+    return any(VARS in group.groups for group in root.walk())
+
+
+def name_weights(root: Group, config: LayerConfig | None) -> tuple[tuple[SourceTensor, Dataset], ...]:
+    """Names all variables.
+
+    Args:
+      root: of the file.
+      config: of the model, where there is an archive around the file.
+
+    Raises:
+      CheckpointCorruptError: config and file contradict each other.
+    """
+    own = _own_name(root, config)
+    start = _Place((Alias("", AliasKind.SEMANTIC),), (own,) if own else (), config=config)
+    found = list(_visit(root, start))
+    counts = collections.Counter(tensor.name for tensor, _ in found)
+    named = ((t if counts[t.name] == 1 else _by_key(t), d) for t, d in found)
+    return tuple(sorted(named, key=lambda pair: pair[0].name))
+
+
+def _by_key(tensor: SourceTensor) -> SourceTensor:
+    return SourceTensor(tensor.key, tensor.spec, (), AliasKind.POSITIONAL, key=tensor.key)
+
+
+def _own_name(group: Group, config: LayerConfig | None) -> str:
+    stored = group.groups[VARS].attributes.get("name", ()) if VARS in group.groups else ()
+    name = stored[0] if len(stored) == 1 and stored[0] and "/" not in stored[0] else ""
+    if config is not None and name and config.name and name != config.name:
+        raise CheckpointCorruptError(
+            f"The group {group.path or '/'!r} is of a layer called {name!r}, and config.json calls it {config.name!r}. "
+            "They are of different saves; use another file."
+        )
+    return name or (config.name if config is not None and "/" not in config.name else "")
+
+
+def _visit(group: Group, place: _Place) -> Iterator[tuple[SourceTensor, Dataset]]:
+    if VARS in group.groups:
+        yield from _variables(group.groups[VARS], place)
+    for name, child in group.groups.items():
+        if name == VARS:
+            continue
+        if VARS in child.groups:
+            yield from _visit(child, _attribute(name, child, place))
+        else:
+            yield from _visit_container(name, child, place)
+
+
+def _attribute(name: str, child: Group, parent: _Place) -> _Place:
+    own = _own_name(child, None)
+    names = tuple(_below(alias, name.lstrip("_") or name) for alias in parent.names)
+    return _longer(parent, own, names, class_of(own), is_automatic(own), None)
+
+
+def _visit_container(name: str, container: Group, parent: _Place) -> Iterator[tuple[SourceTensor, Dataset]]:
+    """Layers in a list or dict: the file says their classes and their order within each class."""
+    listed = tuple(_below(alias, name.lstrip("_") or name) for alias in parent.names)
+    single = len({without_counter(member) for member in container.groups}) == 1
+    for member, child in container.groups.items():
+        config = parent.config.members.get(member) if parent.config is not None and name == _LAYERS else None
+        own, base = _own_name(child, config), without_counter(member)
+        index = member.removeprefix(base).lstrip("_") or "0"
+        by_index = tuple(_below(a, index if single else member, AliasKind.SEMANTIC if single else None) for a in listed)
+        automatic = without_counter(own) == base
+        by_name = tuple(_below(a, own, _kind(automatic)) for a in parent.names) if name == _LAYERS and own else ()
+        if name == _LAYERS and not own:
+            by_index = tuple(_below(a, member, None) for a in listed)
+        if VARS in child.groups:
+            found = _longer(parent, own, by_name + by_index, base, automatic, config)
+            yield from _visit(child, found)
+        else:
+            yield from _visit(child, _Place(by_index))
+
+
+def _longer(
+    parent: _Place, own: str, names: tuple[Alias, ...], base: str, automatic: bool, config: LayerConfig | None
+) -> _Place:
+    chain = (*parent.own, own) if own and parent.own else ()
+    kind = max(parent.own_kind, _kind(automatic), key=_RANK.__getitem__)
+    return _Place(names[:8], chain, kind, base, config)
+
+
+def _kind(automatic: bool) -> AliasKind:
+    return AliasKind.COUNTED if automatic else AliasKind.SEMANTIC
+
+
+def _below(alias: Alias, name: str, kind: AliasKind | None = AliasKind.SEMANTIC) -> Alias:
+    """A name one step longer; None stands for a step that says nothing."""
+    steps = (alias.kind, AliasKind.POSITIONAL if kind is None else kind)
+    return Alias(f"{alias.name}/{name}" if alias.name else name, max(steps, key=_RANK.__getitem__))
+
+
+def _variables(group: Group, place: _Place) -> Iterator[tuple[SourceTensor, Dataset]]:
+    keys = sorted(group.datasets, key=lambda key: (int(key) if key.isdecimal() and len(key) < 10 else -1, key))
+    numbered = [str(i) for i in range(len(keys))] == keys
+    names = dict(zip(keys, keys, strict=True))
+    if numbered:
+        options = place.config.options if place.config is not None else None
+        shapes = [group.datasets[key].spec.shape for key in keys]
+        known = variable_names(place.layer_class, shapes, options)
+        names = dict(zip(keys, known, strict=True)) if known is not None else {}
+    for key in keys:
+        dataset = group.datasets[key]
+        yield _tensor(f"{group.path}/{key}", key, names.get(key, ""), dataset, place), dataset
+
+
+def _tensor(path: str, key: str, name: str, dataset: Dataset, place: _Place) -> SourceTensor:
+    kind = AliasKind.SEMANTIC if name else AliasKind.POSITIONAL
+    last = name.lstrip("_") or name or f"{VARS}/{key}"
+    aliases = [_below(alias, last, kind) for alias in place.names]
+    if len(place.own) > 1:
+        aliases.append(_below(Alias("/".join(place.own), place.own_kind), last, kind))
+    aliases.append(Alias(path, AliasKind.POSITIONAL))
+    own, rest = aliases[0], {a.name: a for a in reversed(aliases) if a.name != aliases[0].name}
+    place_in_layer = Place(place.names, place.layer_class) if own.kind is AliasKind.POSITIONAL else None
+    return SourceTensor(own.name, dataset.spec, tuple(rest.values()), own.kind, key=path, place=place_in_layer)
