@@ -138,7 +138,10 @@ class Archive:
             raise CheckpointCorruptError(
                 f"{self.file.path}: expected a member {name!r} of at most {limit}, found {found}"
             )
-        return b"".join(self.chunks(member))
+        before = self.file.bytes_read
+        data = b"".join(self.chunks(member))
+        self.file.count(before - self.file.bytes_read)  # no tensor data
+        return data
 
     def _unpacked(self, member: Member) -> Iterator[bytes]:
         unpack = zlib.decompressobj(-zlib.MAX_WBITS) if member.deflated else None

@@ -177,8 +177,8 @@ def _stored_dtype(item: h5py.Dataset, where: str) -> np.dtype:
         return np.dtype(ml_dtypes.bfloat16)
     if dtype.kind not in "biufc":
         raise UnsupportedFormatError(f"{where}: dtype {dtype} is none of a variable's; only numbers are read")
-    found: np.dtype = np.dtype(bool) if dtype.kind == "b" else np.dtype(str(dtype.str))
-    return found
+    name: str = "bool" if dtype.kind == "b" else dtype.str
+    return np.dtype(name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def _require_complete(prefix: str, directory: str, names: Iterable[str]) -> str:
 def _require_read(path: str) -> str:
     """A single file, where name and first bytes are of a kind that is read."""
     start, suffix = _start(path), next((s for s in _READ if path.lower().endswith(s)), "")
-    if not start:
+    if not start and suffix:
         raise CheckpointCorruptError(f"{path}: the file is empty. Copy it again, or use another checkpoint.")
     if not suffix and _suffix(path) not in _BY_SUFFIX and start.startswith(_HDF5):
         return path
