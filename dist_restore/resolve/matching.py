@@ -210,12 +210,23 @@ def _by_counted_names(
     # What another target claims by a name that somebody chose is not to be counted.
     taken = {id(claim.source) for own in claims.values() for claim in own}
     theirs: dict[str, list[tuple[tuple[int, ...], SourceTensor]]] = collections.defaultdict(list)
+    root = _missing_root([target.name for members in ours.values() for _, target in members], alignment.names)
     for name, items in alignment.names.items():
-        template, counters = template_of_counted(name)
+        template, counters = template_of_counted(f"{root}{name}")
         if template in ours and len(items) == 1 and id(items[0]) not in taken:
             theirs[template].append((counters, items[0]))
     for template, members in ours.items():
         _match_by_order(found, members, theirs.get(template, []))
+
+
+def _missing_root(ours: Sequence[str], theirs: Iterable[str]) -> str:
+    """The one root of the program's automatic names, where the checkpoint has no such root: a file of weights alone.
+
+    Equal names cannot show it, for automatic ones are equal by chance only.
+    """
+    roots = {name.partition("/")[0] for name in ours}
+    root = roots.pop() if len(roots) == 1 and min(name.count("/") for name in ours) > 1 else ""
+    return "" if not root or any(name.startswith(f"{root}/") for name in theirs) else f"{root}/"
 
 
 def _match_by_order(

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 
 import h5py
-import ml_dtypes
+import ml_dtypes  # noqa: F401 (registers bfloat16 with NumPy)
 import numpy as np
 
 from dist_restore.errors import CheckpointCorruptError, RestoreError, UnsupportedFormatError
@@ -174,7 +174,7 @@ def _stored_dtype(item: h5py.Dataset, where: str) -> np.dtype:
     dtype = item.dtype
     named = item.attrs.get("dtype") if "dtype" in item.attrs else None
     if dtype.kind == "V" and dtype.names is None and dtype.itemsize == 2 and named in ("bfloat16", b"bfloat16"):
-        return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype("bfloat16")  # which ml_dtypes has registered
     if dtype.kind not in "biufc":
         raise UnsupportedFormatError(f"{where}: dtype {dtype} is none of a variable's; only numbers are read")
     name: str = "bool" if dtype.kind == "b" else dtype.str
