@@ -106,7 +106,11 @@ def _visit_container(name: str, container: Group, parent: _Place) -> Iterator[tu
         config = parent.config.members.get(member) if parent.config is not None and name == _LAYERS else None
         own, base = _own_name(child, config), without_counter(member)
         index = member.removeprefix(base).lstrip("_") or "0"
-        by_index = tuple(_below(a, index if single else member, AliasKind.SEMANTIC if single else None) for a in listed)
+        # A list that somebody called `layers` is one of a layer; a model's own `layers` says order only.
+        ordered = single and not (name == _LAYERS and _is_model(parent))
+        by_index = tuple(
+            _below(a, index if ordered else member, AliasKind.SEMANTIC if ordered else None) for a in listed
+        )
         automatic = without_counter(own) == base
         by_name = tuple(_below(a, own, _kind(automatic)) for a in parent.names) if name == _LAYERS and own else ()
         if name == _LAYERS and not own:
@@ -116,6 +120,10 @@ def _visit_container(name: str, container: Group, parent: _Place) -> Iterator[tu
             yield from _visit(child, found)
         else:
             yield from _visit(child, _Place(by_index))
+
+
+def _is_model(place: _Place) -> bool:
+    return place.names[0].name == "" or place.layer_class in ("functional", "sequential", "model")
 
 
 def _longer(
