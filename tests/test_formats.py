@@ -180,6 +180,19 @@ def test_a_wide_matrix_is_read_column_by_column_where_the_gaps_are_large(tmp_pat
         assert source.bytes_read < array.nbytes
 
 
+@pytest.mark.parametrize("name", ["safetensors", "npz", "packed_npz", "weights", "keras", "legacy"])
+def test_a_file_on_another_file_system_is_read_in_place(
+    name: str, files: dict[str, pathlib.Path], original: keras.Model
+) -> None:
+    path = f"ram://formats/{files[name].name}"
+    tf.io.gfile.makedirs("ram://formats")
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(files[name].read_bytes())
+    model = build()
+    restore(model, path)
+    assert_equal(model, original)
+
+
 def test_a_directory_with_two_candidates_is_refused_with_both(
     files: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:

@@ -49,6 +49,12 @@ class SlotResolver:
                 self._table[slot.optimizer, slot.role, slot.owner] = tensor
                 self._of_owner[slot.role, slot.owner].add(slot.optimizer)
         self._theirs = {o.name: o for o in sources.optimizers if o.roles}
+        numbered = ", ".join(repr(o.name) for o in sources.optimizers)
+        self._without_slots = (
+            f"the checkpoint numbers the variables of {numbered} and says neither their roles nor their owners"
+            if numbered
+            else "the checkpoint holds no optimizer slots"
+        )
         self._ours = {o.name: o for o in targets.optimizers if o.roles}
         self._roles = {ours: theirs for theirs, ours in roles}
 
@@ -82,7 +88,7 @@ class SlotResolver:
     def _pair(self, ours: str, role: str, sources: tuple[SourceTensor, ...]) -> OptimizerInfo | str:
         """The checkpoint's optimizer that belongs to one of the program's, or why there is none."""
         if not self._theirs:
-            return "the checkpoint holds no optimizer slots"
+            return self._without_slots
         if ours in self._theirs:
             return self._theirs[ours]
         holders = set.intersection(*(self._of_owner.get((role, s.name), set()) for s in sources))

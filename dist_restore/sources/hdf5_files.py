@@ -13,7 +13,7 @@ from dist_restore.errors import CheckpointCorruptError, UnsupportedFormatError
 from dist_restore.sources.archive import Archive, Member
 from dist_restore.sources.hdf5 import Dataset, Group, Hdf5
 from dist_restore.sources.keras_config import LayerConfig, parse_config
-from dist_restore.sources.keras_weights import is_weights, name_weights
+from dist_restore.sources.keras_weights import is_weights, name_weights, numbered_optimizers
 from dist_restore.sources.legacy_h5 import is_legacy, name_legacy
 from dist_restore.sources.readers import DataFile, ReaderSource, TensorReader, sampled_digest
 from dist_restore.specs import Box, CheckpointIndex, OptimizerInfo, SourceTensor
@@ -137,7 +137,8 @@ def _named(path: str, root: Group, config: LayerConfig | None) -> _Named:
         named, optimizers, ignored = name_legacy(root)
         return "keras_h5", named, optimizers, ignored
     if is_weights(root):
-        return "keras_archive" if config is not None else "keras_weights", name_weights(root, config), (), ()
+        kind = "keras_archive" if config is not None else "keras_weights"
+        return kind, name_weights(root, config), numbered_optimizers(root), ()
     raise UnsupportedFormatError(
         f"{path}: an HDF5 file that Keras did not write: expected groups `vars`, or the attribute `layer_names`, found "
         f"{', '.join(sorted({*root.groups, *root.datasets})[:8]) or 'nothing'}. Save its "

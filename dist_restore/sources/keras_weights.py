@@ -13,10 +13,11 @@ import dataclasses
 from collections.abc import Iterator
 
 from dist_restore.errors import CheckpointCorruptError
+from dist_restore.slot_roles import family_of
 from dist_restore.sources.hdf5 import Dataset, Group
 from dist_restore.sources.keras_config import LayerConfig
 from dist_restore.sources.keras_layers import class_of, is_automatic, variable_names, without_counter
-from dist_restore.specs import Alias, AliasKind, Place, SourceTensor
+from dist_restore.specs import Alias, AliasKind, OptimizerInfo, Place, SourceTensor
 
 VARS = "vars"
 _LAYERS = "layers"
@@ -63,6 +64,19 @@ def name_weights(root: Group, config: LayerConfig | None) -> tuple[tuple[SourceT
     counts = collections.Counter(tensor.name for tensor, _ in found)
     named = ((t if counts[t.name] == 1 else _by_key(t), d) for t, d in found)
     return tuple(sorted(named, key=lambda pair: pair[0].name))
+
+
+def numbered_optimizers(root: Group) -> tuple[OptimizerInfo, ...]:
+    """A compiled model's optimizer: its variables have numbers only, so that no slot has a role or an owner.
+
+    Their order is that of Keras' code when the file was written: first and second moments lay in two rows once, and
+    take turns today.
+    """
+    group = root.groups.get("optimizer")
+    if group is None or VARS not in group.groups:
+        return ()
+    label = _own_name(group, None)
+    return (OptimizerInfo("optimizer", family_of(label), label, ()),)
 
 
 def _by_key(tensor: SourceTensor) -> SourceTensor:
