@@ -91,6 +91,14 @@ def test_automatic_names_match_by_their_order_where_both_have_equally_many(tmp_p
     assert_all_hold(new.variables, values(old.variables))
 
 
+def test_automatic_names_are_not_shared_out_between_two_models(tmp_path: pathlib.Path) -> None:
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(4, name="x", use_bias=False)(inputs)
+    path = saved(keras.Model(inputs, keras.layers.Dense(4, use_bias=False)(x)), tmp_path)
+    root = tf.train.Checkpoint(model=automatic(1), teacher=seq("x"))
+    refuse(dr.UnmatchedError, root, path, "model/dense")
+
+
 def test_automatic_names_of_another_number_are_refused(tmp_path: pathlib.Path) -> None:
     path = saved(automatic(3), tmp_path)
     refuse(dr.AmbiguousMatchError, checkpoint(automatic(2)), path, "automatic name")
@@ -454,6 +462,18 @@ def test_a_saved_model_whose_two_copies_differ_names_nothing(tmp_path: pathlib.P
     with contextlib.closing(dr.open_checkpoint(tmp_path / "sm")) as source:
         assert not any(t.name == "net/same/kernel" for t in source.index().tensors)
     refuse(dr.UnmatchedError, checkpoint(model), tmp_path / "sm", "model/blocks/0/kernel")
+
+
+def test_a_saved_model_has_variables_too_that_its_function_does_not_use(tmp_path: pathlib.Path) -> None:
+    class Idle(Pair):
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            return tf.identity(x)
+
+    old, new = pair(Idle, 3, 3), pair(Idle, 3, 3)
+    scramble(old)
+    old.export(tmp_path / "sm", verbose=False)
+    restore(checkpoint(new), tmp_path / "sm")
+    assert_all_hold(new.variables, values(old.variables))
 
 
 def test_variables_with_names_of_their_own_are_read_by_them(tmp_path: pathlib.Path) -> None:

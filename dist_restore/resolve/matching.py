@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 from dist_restore.resolve.alignment import PATH_KINDS, Alignment, align
 from dist_restore.resolve.families import Lists, template_of_counted, template_of_flat
 from dist_restore.resolve.names import Side, own_names
-from dist_restore.specs import Alias, AliasKind, SourceTensor, TargetVariable
+from dist_restore.specs import Alias, AliasKind, Group, SourceTensor, TargetVariable
 
 _SEMANTIC = (AliasKind.SEMANTIC,)
 
@@ -210,7 +210,7 @@ def _by_counted_names(
     # What another target claims by a name that somebody chose is not to be counted.
     taken = {id(claim.source) for own in claims.values() for claim in own}
     theirs: dict[str, list[tuple[tuple[int, ...], SourceTensor]]] = collections.defaultdict(list)
-    root = _missing_root([target.name for members in ours.values() for _, target in members], alignment.names)
+    root = _missing_root(targets, alignment.names)
     for name, items in alignment.names.items():
         template, counters = template_of_counted(f"{root}{name}")
         if template in ours and len(items) == 1 and id(items[0]) not in taken:
@@ -219,11 +219,12 @@ def _by_counted_names(
         _match_by_order(found, members, theirs.get(template, []))
 
 
-def _missing_root(ours: Sequence[str], theirs: Iterable[str]) -> str:
-    """The one root of the program's automatic names, where the checkpoint has no such root: a file of weights alone.
+def _missing_root(targets: Iterable[TargetVariable], theirs: Iterable[str]) -> str:
+    """The one root of the program's models, where the checkpoint has no such root: a file of weights alone.
 
-    Equal names cannot show it, for automatic ones are equal by chance only.
+    Equal names cannot show it where all are automatic, for these are equal by chance only.
     """
+    ours = [t.name for t in targets if t.group is Group.MODEL or t.name_kind is AliasKind.COUNTED]
     roots = {name.partition("/")[0] for name in ours}
     root = roots.pop() if len(roots) == 1 and min(name.count("/") for name in ours) > 1 else ""
     return "" if not root or any(name.startswith(f"{root}/") for name in theirs) else f"{root}/"

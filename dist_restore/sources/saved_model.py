@@ -25,7 +25,7 @@ class SavedModel(TfCheckpoint):
     def __init__(self, prefix: str) -> None:
         """Opens the prefix of the variables; raises what `TfCheckpoint` raises."""
         super().__init__(prefix)
-        exported = any(t.key.startswith("_all_variables/") for t in self._index.tensors)
+        exported = all(_LISTED.match(t.name) for t in self._index.tensors)
         self._index = self._renamed() if exported else dataclasses.replace(self._index, format="saved_model")
         self._keys = {t.name: t.key for t in self._index.tensors}
 
