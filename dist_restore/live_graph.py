@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from dist_restore.errors import RestoreError, UnbuiltModelError
-from dist_restore.naming import LayerName, Leaf, Node
+from dist_restore.naming import POSITIONAL_CONTAINERS, LayerName, Leaf, Node
 from dist_restore.specs import Group, snake_case
 
 # Keras' own bookkeeping (3.0 - 3.15): everything in it is reached by another, better edge.
@@ -44,6 +44,7 @@ class LiveLeaf(NamedTuple):
       shorter_paths: the path with the model's name without its counter, and without the model's name.
       is_save_counter: the Checkpoint's own counter of saves.
       layer_class: class of the layer that holds it, in snake case; empty where none, or more than one, does.
+      members: names that somebody chose for the layers above it that are members of a list or dict.
     """
 
     variable: tf.Variable
@@ -55,6 +56,7 @@ class LiveLeaf(NamedTuple):
     shorter_paths: tuple[str, ...]
     is_save_counter: bool
     layer_class: str
+    members: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -175,6 +177,7 @@ class _Facts:
         counter = getattr(root, "save_counter", None) if isinstance(root, tf.train.Checkpoint) else None
         self._save_counter = id(counter)
         self._classes = self._layer_classes()
+        self._members = self._member_names()
 
     def leaf(self, index: int) -> LiveLeaf:
         variable = self._objects[index]
@@ -189,6 +192,7 @@ class _Facts:
             shorter_paths=self._shorter(path),
             is_save_counter=id(variable) == self._save_counter,
             layer_class=self._classes.get(index, ""),
+            members=tuple(sorted(self._members.get(index, ()))),
         )
 
     def _layer_classes(self) -> dict[int, str]:
@@ -198,6 +202,18 @@ class _Facts:
                 for _, child, _ in self._edges[index]:
                     found.setdefault(child, set()).add(snake_case(type(item).__name__))
         return {child: next(iter(names)) for child, names in found.items() if len(names) == 1}
+
+    def _member_names(self) -> dict[int, set[str]]:
+        edges = ((name, c) for e in self._edges for name, c, _ in e)
+        own = {c for name, c in edges if name not in POSITIONAL_CONTAINERS and _is_container(self._objects[c])}
+        layers = {child for container in own for _, child, _ in self._edges[container]}
+        found: dict[int, set[str]] = {}
+        for layer in layers:
+            item = self._objects[layer]
+            if isinstance(item, keras.Layer) and not _is_counted(item):
+                for below in self._reach([layer]):
+                    found.setdefault(below, set()).add(item.name)
+        return found
 
     def own_name(self, variable: object) -> str:
         return self._paths.get(id(variable)) or str(getattr(variable, "name", "")).partition(":")[0]
@@ -288,6 +304,10 @@ def _holds_state(value: object, depth: int = 0) -> bool:
             tf.train.Checkpoint,
         ),
     )
+
+
+def _is_container(item: object) -> bool:
+    return isinstance(item, (list, tuple, Mapping))
 
 
 def _is_variable(item: object) -> bool:

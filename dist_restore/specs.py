@@ -192,6 +192,7 @@ class SourceTensor:
       key: the name under which the file stores it.
       tracker_only: the tensor is bookkeeping of the checkpoint itself (`save_counter`).
       place: set when the name is positional, and the file says something of the layer.
+      members: names that somebody chose for the layers on the way that are members of a list or dict.
     """
 
     name: str
@@ -202,6 +203,7 @@ class SourceTensor:
     key: str = ""
     tracker_only: bool = False
     place: Place | None = None
+    members: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +248,7 @@ class TargetVariable:
       note: what a message about this variable should add, such as that plain TF never saves it.
       tracker_only: bookkeeping of the checkpoint itself (`save_counter`).
       layer_class: class of the Keras layer that holds it, in snake case; empty where none does.
+      members: names that somebody chose for the layers above it that are members of a list or dict.
     """
 
     name: str
@@ -258,6 +261,7 @@ class TargetVariable:
     note: str = ""
     tracker_only: bool = False
     layer_class: str = ""
+    members: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

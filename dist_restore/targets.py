@@ -102,6 +102,7 @@ def _target(leaf: NamedLeaf, graph: LiveGraph) -> TargetVariable:
         note="" if live.saved or keep_reason else _LOST_NOTE,
         tracker_only=live.is_save_counter,
         layer_class=live.layer_class,
+        members=live.members,
     )
 
 

@@ -303,6 +303,57 @@ def test_a_block_more_or_less_is_refused(tmp_path: pathlib.Path) -> None:
     refuse(dr.AmbiguousMatchError, checkpoint(stacked(2)), path, "inserted or removed")
 
 
+class Listed(keras.Model):
+    """Layers in a list, with names of their own."""
+
+    def __init__(self, attribute: str, make: Callable[[str], keras.layers.Layer], names: str) -> None:
+        super().__init__(name="net")
+        self.attribute = attribute
+        setattr(self, attribute, [make(f"part_{name}") for name in names])
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        for part in getattr(self, self.attribute):
+            x = part(x)
+        return x
+
+
+def nested(name: str) -> keras.Model:
+    inner = keras.layers.Dense(4, name="inside", use_bias=False)
+    return keras.Sequential([keras.Input((4,)), inner], name=name)
+
+
+@pytest.mark.parametrize("attribute", ["blocks", "parts"])  # Keras saves `layers`, which are all, before `parts`
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name: keras.layers.Dense(4, name=name),
+        lambda name: Pair(2, 3, name=name),
+        lambda name: keras.layers.LayerNormalization(name=name),
+        nested,
+    ],
+)
+def test_members_of_a_list_never_get_the_weights_of_a_layer_of_another_name(
+    make: Callable[[str], keras.layers.Layer], attribute: str, tmp_path: pathlib.Path
+) -> None:
+    def listed(names: str) -> keras.Model:
+        model = Listed(attribute, make, names)
+        model(tf.zeros((1, 4)))
+        return model
+
+    old, new = listed("ab"), listed("ab")
+    path = saved(old, tmp_path)
+    restore(checkpoint(new), path)
+    assert_all_hold(new.trainable_variables, values(old.trainable_variables))
+    swapped = listed("ba")
+    if attribute == "blocks":
+        refuse(dr.AmbiguousMatchError, checkpoint(swapped), path, "model/blocks/0/")
+    else:
+        restore(checkpoint(swapped), path)
+        assert {v.path: v.numpy().tobytes() for v in swapped.trainable_variables} == {
+            v.path: v.numpy().tobytes() for v in old.trainable_variables
+        }
+
+
 def test_layers_of_several_classes_in_one_list_have_no_place(tmp_path: pathlib.Path) -> None:
     class Mixed(keras.Model):
         def __init__(self, *order: int) -> None:

@@ -46,6 +46,28 @@ def match_places(targets: Side[TargetVariable], free: Sequence[SourceTensor]) ->
     return {name: outcome for name, outcome in found.items() if name in wanted}
 
 
+def refuse_other_members(found: Mapping[str, Outcome], targets: Iterable[TargetVariable]) -> dict[str, Outcome]:
+    """Refuses an index in a list where the file calls the layer there otherwise than the model does.
+
+    Args:
+      found: all outcomes.
+      targets: their targets.
+    """
+    result = dict(found)
+    for target in targets:
+        outcome = result.get(target.name)
+        if isinstance(outcome, Match) and _are_others(target.members, outcome.source.members):
+            names = ", ".join(map(repr, outcome.source.members)), ", ".join(map(repr, target.members))
+            reason = f"its place in a list is that of the layer {names[0]} in the file, and of {names[1]} in the model"
+            result[target.name] = Conflict((outcome.source,), reason)
+    return result
+
+
+def _are_others(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    mine, other = set(ours), set(theirs)
+    return bool(mine and other) and not (mine <= other or other <= mine)
+
+
 def _by_parent(variables: Iterable[TargetVariable]) -> dict[str, list[TargetVariable]]:
     layers: dict[str, list[TargetVariable]] = collections.defaultdict(list)
     for variable in variables:

@@ -18,7 +18,7 @@ from dist_restore.resolve.containers import match_containers
 from dist_restore.resolve.matching import Conflict, Match, Outcome, match_names
 from dist_restore.resolve.names import NameTable, Side
 from dist_restore.resolve.nearest import quote
-from dist_restore.resolve.places import match_places
+from dist_restore.resolve.places import match_places, refuse_other_members
 from dist_restore.resolve.positions import match_positions
 from dist_restore.resolve.rules import RuleSet
 from dist_restore.resolve.slots import Owner, SlotResolver, refuse_negative
@@ -94,7 +94,8 @@ class _Resolution:
             [v for v in open_targets if v.name not in found], [t for t in free if t.name not in used]
         )
         found = {**found, **by_place}
-        return {**found, **match_places(Side([v for v in open_targets if v.name not in found], owned), free)}
+        found = {**found, **match_places(Side([v for v in open_targets if v.name not in found], owned), free)}
+        return refuse_other_members(found, open_targets)
 
     def _with_rules(self, found: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
         """What names and rules decided together: positions must agree with both."""

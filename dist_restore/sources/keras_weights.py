@@ -34,6 +34,7 @@ class _Place:
       own_kind: how much these say.
       layer_class: in snake case; empty where the file does not say.
       config: from the archive.
+      members: names that somebody chose for those of the layers that are members of a list or dict.
     """
 
     names: tuple[Alias, ...]
@@ -41,6 +42,7 @@ class _Place:
     own_kind: AliasKind = AliasKind.SEMANTIC
     layer_class: str = ""
     config: LayerConfig | None = None
+    members: tuple[str, ...] = ()
 
 
 def is_weights(root: Group) -> bool:
@@ -131,9 +133,10 @@ def _visit_container(name: str, container: Group, parent: _Place) -> Iterator[tu
             by_index = tuple(_below(a, member, None) for a in listed)
         if VARS in child.groups:
             found = _longer(parent, own, by_name + by_index, base, automatic, config)
-            yield from _visit(child, found)
+            chosen = own and not automatic and not (name == _LAYERS and not ordered)
+            yield from _visit(child, dataclasses.replace(found, members=(*parent.members, own)) if chosen else found)
         else:
-            yield from _visit(child, _Place(by_index))
+            yield from _visit(child, _Place(by_index, members=parent.members))
 
 
 def _is_model(place: _Place) -> bool:
@@ -145,7 +148,7 @@ def _longer(
 ) -> _Place:
     chain = (*parent.own, own) if own and parent.own else ()
     kind = max(parent.own_kind, _kind(automatic), key=_RANK.__getitem__)
-    return _Place(names[:8], chain, kind, base, config)
+    return _Place(names[:8], chain, kind, base, config, parent.members)
 
 
 def _kind(automatic: bool) -> AliasKind:
@@ -172,6 +175,11 @@ def _variables(group: Group, place: _Place) -> Iterator[tuple[SourceTensor, Data
         yield _tensor(f"{group.path}/{key}", key, names.get(key, ""), dataset, place), dataset
 
 
+def _layer_names(place: _Place) -> tuple[Alias, ...]:
+    own = (Alias("/".join(place.own), place.own_kind),) if len(place.own) > 1 else ()
+    return place.names + own if place.names[0].kind is not AliasKind.POSITIONAL else place.names
+
+
 def _tensor(path: str, key: str, name: str, dataset: Dataset, place: _Place) -> SourceTensor:
     kind = AliasKind.SEMANTIC if name else AliasKind.POSITIONAL
     last = name.lstrip("_") or name or f"{VARS}/{key}"
@@ -180,5 +188,9 @@ def _tensor(path: str, key: str, name: str, dataset: Dataset, place: _Place) -> 
         aliases.append(_below(Alias("/".join(place.own), place.own_kind), last, kind))
     aliases.append(Alias(path, AliasKind.POSITIONAL))
     own, rest = aliases[0], {a.name: a for a in reversed(aliases) if a.name != aliases[0].name}
-    place_in_layer = Place(place.names, place.layer_class) if own.kind is AliasKind.POSITIONAL else None
-    return SourceTensor(own.name, dataset.spec, tuple(rest.values()), own.kind, key=path, place=place_in_layer)
+    place_in_layer = Place(_layer_names(place), place.layer_class) if own.kind is AliasKind.POSITIONAL else None
+    members = tuple(sorted(set(place.members)))
+    rest_of_names = tuple(rest.values())
+    return SourceTensor(
+        own.name, dataset.spec, rest_of_names, own.kind, key=path, place=place_in_layer, members=members
+    )

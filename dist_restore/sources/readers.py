@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -178,15 +178,13 @@ def _require_inside(name: str, spec: TensorSpec, box: Box) -> None:
         raise ValueError(f"tensor {name!r} {spec}: {box} is not inside it")
 
 
-class _named(contextlib.AbstractContextManager[None]):
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
     """Adds a tensor's canonical name to errors."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if isinstance(error, CheckpointCorruptError) and self._name not in error.names:
-            raise CheckpointCorruptError(f"{self._name!r}: {error}", names=(self._name, *error.names)) from error
+    try:
+        yield
+    except CheckpointCorruptError as error:
+        raise CheckpointCorruptError(f"{name!r}: {error}", names=(name, *error.names)) from error
 
 
 def native(array: np.ndarray) -> np.ndarray:
