@@ -25,7 +25,7 @@ from dist_restore.errors import RestoreError, VerificationError, WorkerError
 from dist_restore.grouped import together
 from dist_restore.host_memory import Blank
 from dist_restore.phases import during, phase_of
-from dist_restore.pipeline import Started, Work, stream
+from dist_restore.pipeline import Started, Work, stream, stream_pending
 from dist_restore.reading import LiveOf, Value, locate, make_works
 from dist_restore.report.progress import Progress
 from dist_restore.shared_reads import share
@@ -187,8 +187,11 @@ def assign_shared(
     """
     units = schedule.lane(rank).units
     works = make_works(locate(units, source), source, live_of) if source is not None else iter(())
-    with ledger.accounting(), contextlib.closing(stream(works, min(limits.memory_budget // 4, _USEFUL))) as results:
-        return share(schedule, rank, results, exchange, ledger.assign, limits.seconds)
+    with (
+        ledger.accounting(),
+        contextlib.closing(stream_pending(works, min(limits.memory_budget // 4, _USEFUL))) as pending,
+    ):
+        return share(schedule, rank, pending, exchange, ledger.assign, limits.seconds)
 
 
 def _reading(results: Iterator[list[Value]]) -> Iterator[list[Value]]:

@@ -15,6 +15,8 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeAlias, TypeVar
 
+import numpy as np
+
 Result = TypeVar("Result")
 Task: TypeAlias = Callable[[], None]
 
@@ -29,10 +31,34 @@ class Started(Generic[Result]):
     Attributes:
       tasks: what threads do, in any order; calls that end by themselves within a fraction of a second.
       finish: makes the result once all tasks are done; called by the consumer's thread.
+      memory: bytes that the tasks fill, task n its equal part n, where the result consists of just these.
     """
 
     tasks: tuple[Task, ...]
     finish: Callable[[], Result]
+    memory: np.ndarray | None = None
+
+
+class Pending(Generic[Result]):
+    """Work that threads are at."""
+
+    def __init__(self, started: Started[Result], futures: list[concurrent.futures.Future[None]], nbytes: int) -> None:
+        self._started: Started[Result] | None = started
+        self._futures, self.nbytes = futures, nbytes
+        self.memory = started.memory
+
+    def wait(self, number: int) -> None:
+        """Waits for one task; raises what it raised."""
+        self._futures[number].result()
+
+    def result(self) -> Result:
+        """Waits for all; raises what a task raised. To be called once: what it held is let go."""
+        for future in self._futures:
+            future.result()
+        self._futures.clear()  # a future's work item refers to the memory that the task fills
+        started, self._started, self.memory = self._started, None, None
+        assert started is not None
+        return started.finish()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,6 +94,18 @@ def stream(works: Iterable[Work[Result]], budget: int, threads: int | None = Non
     Raises:
       BaseException: what a task raised, at its place in the order.
     """
+    with contextlib.closing(stream_pending(works, budget, threads)) as pendings:
+        for pending in pendings:
+            yield pending.result()
+
+
+def stream_pending(
+    works: Iterable[Work[Result]], budget: int, threads: int | None = None
+) -> Generator[Pending[Result], None, None]:
+    """As `stream`, but gives each piece of work in its turn while threads may still be at it.
+
+    Each must be waited for (`Pending.result`) before the next one is asked for.
+    """
     with _threads(threads or thread_count()) as pool:
         flight = _Flight[Result](pool)
         for work in works:
@@ -91,24 +129,19 @@ class _Flight(Generic[Result]):
     """Work that was started and not consumed yet."""
 
     def __init__(self, pool: concurrent.futures.ThreadPoolExecutor) -> None:
-        self.waiting: collections.deque[tuple[int, Started[Result], list[concurrent.futures.Future[None]]]]
-        self.waiting = collections.deque()
+        self.waiting: collections.deque[Pending[Result]] = collections.deque()
         self.nbytes = 0
         self._pool = pool
 
     def start(self, work: Work[Result]) -> None:
         started = work.start()
-        self.waiting.append((work.nbytes, started, [self._pool.submit(task) for task in started.tasks]))
+        self.waiting.append(Pending(started, [self._pool.submit(task) for task in started.tasks], work.nbytes))
         self.nbytes += work.nbytes
 
-    def land(self) -> Iterator[Result]:
-        """Yields the oldest result; its bytes are given back once the consumer asks for more."""
-        nbytes, started, futures = self.waiting.popleft()
-        for future in futures:
-            future.result()
-        futures.clear()  # a future's work item refers to the memory that the task fills
-        result = started.finish()
-        del started
-        yield result
-        del result
+    def land(self) -> Iterator[Pending[Result]]:
+        """Yields the oldest; its bytes are given back once the consumer asks for more."""
+        pending = self.waiting.popleft()
+        nbytes = pending.nbytes
+        yield pending
+        del pending
         self.nbytes -= nbytes

@@ -29,7 +29,7 @@ from dist_restore.transforms import Concat, Live, Stack, apply, apply_boxed, num
 # of one thread; in pieces of 128 KB, 0.14; of 2 MB, 0.10.
 SCRATCH = 1 << 20
 # What one task reads of a large tensor; the threads share each tensor, and an interrupt waits for one piece.
-_PIECE = 8 << 20
+PIECE = 2 << 20
 # From here on a tensor has its own memory and its own request; below, copying it costs less.
 _LARGE = 256 << 10
 # Unwanted bytes between two small tensors that are read along with them.
@@ -147,7 +147,7 @@ def require_checksum(source: Source, name: str, stored: Stored, crc: int) -> Non
 
 def pieces_of(size: int) -> list[tuple[int, int]]:
     """`(begin, size)` of the parts of a tensor that threads read."""
-    return [(begin, min(_PIECE, size - begin)) for begin in range(0, size, _PIECE)]
+    return [(begin, min(PIECE, size - begin)) for begin in range(0, size, PIECE)]
 
 
 def joined(crcs: Sequence[int], pieces: Sequence[tuple[int, int]]) -> int:
@@ -179,7 +179,7 @@ def _start_large(unit: Unit, stored: Stored, source: DirectSource) -> Started[Va
         require_checksum(source, name, stored, crc)
         return [Value(entry, target, crc)]
 
-    return Started(tuple(functools.partial(fill, i) for i in range(len(pieces))), finish)
+    return Started(tuple(functools.partial(fill, i) for i in range(len(pieces))), finish, data)
 
 
 def memory_for(entry: PlanEntry) -> Blank | np.ndarray:

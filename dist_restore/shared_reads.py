@@ -15,27 +15,28 @@ from typing import TypeAlias
 import numpy as np
 
 from dist_restore.distribute.exchange import Exchange, Round
-from dist_restore.distribute.sharing import FLIGHT, Part, Schedule, parts_by_round
+from dist_restore.distribute.sharing import FLIGHT, TRAILER, Part, Schedule, parts_by_round
 from dist_restore.distribute.waiting import ticks
 from dist_restore.entries import PlanEntry
 from dist_restore.errors import RestoreError
 from dist_restore.host_memory import Blank
 from dist_restore.phases import during
-from dist_restore.reading import Value, Values, bytes_of, memory_for
+from dist_restore.pipeline import Pending
+from dist_restore.reading import PIECE, Value, Values, bytes_of, memory_for
 from dist_restore.sources import checksum
 
 Assign: TypeAlias = Callable[[Values], None]
 
 
 def share(
-    schedule: Schedule, rank: int, values: Iterator[Values], exchange: Exchange, assign: Assign, seconds: float
+    schedule: Schedule, rank: int, works: Iterator[Pending[Values]], exchange: Exchange, assign: Assign, seconds: float
 ) -> bool:
     """Sends own values, receives those of others, and hands all over to be assigned. Called by all workers.
 
     Args:
       schedule: the same on all workers.
       rank: this worker.
-      values: of the units of this worker's lane, in their order.
+      works: reads the units of this worker's lane, in their order.
       exchange: fresh, for this alone.
       assign: called with values that are whole, on this thread.
       seconds: how long to wait for one round.
@@ -44,10 +45,10 @@ def share(
       Whether all values were handed over; `False` when another worker said that it cannot go on.
 
     Raises:
-      BaseException: what `values` or `assign` raised, after all others have heard that this worker cannot go on.
+      BaseException: what `works` or `assign` raised, after all others have heard that this worker cannot go on.
       RestoreError: the others did not come to a round in time, or the exchange broke.
     """
-    return _Sharing(schedule, rank, values, exchange, assign, seconds).run()
+    return _Sharing(schedule, rank, works, exchange, assign, seconds).run()
 
 
 class _Sharing:
@@ -55,13 +56,13 @@ class _Sharing:
         self,
         schedule: Schedule,
         rank: int,
-        values: Iterator[Values],
+        works: Iterator[Pending[Values]],
         exchange: Exchange,
         assign: Assign,
         seconds: float,
     ) -> None:
         self._schedule, self._exchange, self._assign, self._seconds = schedule, exchange, assign, seconds
-        self._outbox = _Outbox(schedule, rank, values)
+        self._outbox = _Outbox(schedule, rank, works)
         self._inboxes = [_Inbox(schedule, lane.owner) for lane in schedule.lanes if lane.owner != rank]
         self._flight: collections.deque[Future[Round]] = collections.deque()
         self._error: BaseException | None = None
@@ -126,50 +127,70 @@ class _Sharing:
 class _Outbox:
     """This worker's stream."""
 
-    def __init__(self, schedule: Schedule, rank: int, values: Iterator[Values]) -> None:
+    def __init__(self, schedule: Schedule, rank: int, works: Iterator[Pending[Values]]) -> None:
         self._rounds = parts_by_round(schedule.lane(rank), schedule.bucket, schedule.rounds)
-        self._values = (value for group in values for value in _let_go(group))
+        self._works = works
+        self._read: Values = []
         self._value: _Sent | None = None
 
     def fill(self, bucket: np.ndarray) -> Values:
         """Fills the next bucket; returns the values that end in it."""
         done: Values = []
         for part in next(self._rounds):
-            if self._value is None:
-                self._value = _Sent(self._next(part.placement.entry))
-            self._value.write(part, bucket)
+            self._value = self._value or self._next(part.placement.entry)
+            with during("read"):
+                self._value.write(part, bucket)
             if part.is_last:
-                done.append(self._value.value)
+                done.append(self._value.value())
                 self._value = None
         return done
 
-    def _next(self, entry: PlanEntry) -> Value:
+    def _next(self, entry: PlanEntry) -> _Sent:
         with during("read"):
-            value = next(self._values)
-        if value.entry.target != entry.target:
-            raise RestoreError(f"internal: {value.entry.target!r} came where {entry.target!r} was to be sent")
-        return value
-
-
-def _let_go(values: Values) -> Iterator[Value]:
-    """One by one, so that the memory of each is held by its user alone."""
-    while values:
-        yield values.pop(0)
+            if not self._read:
+                pending = next(self._works)
+                if pending.memory is not None:
+                    return _Sent(entry, pending.memory, pending)
+                self._read = pending.result()
+        # One by one, so that the memory of each is held by its user alone.
+        value = self._read.pop(0)
+        array = value.value.array if isinstance(value.value, Blank) else value.value
+        return _Sent(entry, bytes_of(np.ascontiguousarray(array)), value)
 
 
 class _Sent:
-    """An own value on its way out."""
+    """An own value on its way out; a large one sets out while it is still being read."""
 
-    def __init__(self, value: Value) -> None:
-        array = value.value.array if isinstance(value.value, Blank) else value.value
-        self._data = bytes_of(np.ascontiguousarray(array))
-        crc = checksum.extend(0, self._data) if value.crc32c is None else value.crc32c
-        self._trailer = np.array([crc], "<u4").view(np.uint8)
-        self.value = value._replace(crc32c=crc)
+    def __init__(self, entry: PlanEntry, data: np.ndarray, what: Value | Pending[Values]) -> None:
+        self._entry, self._data = entry, data
+        self._pending = None if isinstance(what, Value) else what
+        self._value = what if isinstance(what, Value) else None
+        self._trailer = np.empty(TRAILER, np.uint8)
 
     def write(self, part: Part, bucket: np.ndarray) -> None:
         for data, begin, end, at in _pieces(part, self._data, self._trailer):
+            if data is self._trailer:
+                self._trailer[:] = np.array([self.value().crc32c], "<u4").view(np.uint8)
+            elif self._pending is not None:
+                self._await(begin, end)
             bucket[at : at + end - begin] = data[begin:end]
+
+    def _await(self, begin: int, end: int) -> None:
+        assert self._pending is not None
+        for number in range(begin // PIECE, -(-end // PIECE)):
+            self._pending.wait(number)
+
+    def value(self) -> Value:
+        """The whole value, with its checksum; what was read has been compared with what is stored."""
+        if self._value is None:
+            assert self._pending is not None
+            (self._value,) = self._pending.result()
+            self._pending = None
+        if self._value.entry.target != self._entry.target:
+            raise RestoreError(f"internal: {self._value.entry.target!r} came instead of {self._entry.target!r}")
+        if self._value.crc32c is None:
+            self._value = self._value._replace(crc32c=checksum.extend(0, self._data))
+        return self._value
 
 
 class _Inbox:
@@ -198,7 +219,7 @@ class _Received:
     def __init__(self, entry: PlanEntry) -> None:
         self._entry, self._memory = entry, memory_for(entry)
         array = self._memory.array if isinstance(self._memory, Blank) else self._memory
-        self._data, self._trailer = bytes_of(array), np.empty(4, np.uint8)
+        self._data, self._trailer = bytes_of(array), np.empty(TRAILER, np.uint8)
 
     def read(self, part: Part, bucket: np.ndarray) -> None:
         for data, begin, end, at in _pieces(part, self._data, self._trailer):

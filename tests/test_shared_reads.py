@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -15,7 +16,8 @@ from dist_restore.distribute.exchange import Round
 from dist_restore.distribute.schedule import Unit, make_units
 from dist_restore.distribute.sharing import make_schedule
 from dist_restore.entries import PlanEntry, Status
-from dist_restore.reading import Value, Values
+from dist_restore.pipeline import Pending, Started
+from dist_restore.reading import PIECE, Value, Values
 from dist_restore.shared_reads import share
 from dist_restore.specs import TensorSpec
 from fake_cluster import run_workers
@@ -48,16 +50,21 @@ def make(values: dict[str, np.ndarray]) -> tuple[Unit, ...]:
     return make_units(entries)
 
 
+def pending(values: Values) -> Pending[Values]:
+    """What is read already."""
+    return Pending(Started((), lambda: values), [], 0)
+
+
 def run(values: dict[str, np.ndarray], world: int, readers: list[int], trouble: dict[int, str] | None = None):
     """What each worker assigned; its own values come from `values`, all others through the exchange."""
     schedule = make_schedule(make(values), readers, world, BUDGET)
     got: list[dict[str, np.ndarray]] = [{} for _ in range(world)]
 
-    def read(rank: int) -> Iterator[Values]:
+    def read(rank: int) -> Iterator[Pending[Values]]:
         for unit in schedule.lane(rank).units:
             if (trouble or {}).get(rank) == unit.entries[0].target:
                 raise OSError(f"cannot read {unit.entries[0].target}")
-            yield [Value(entry, values[entry.target], None) for entry in unit.entries]
+            yield pending([Value(entry, values[entry.target], None) for entry in unit.entries])
 
     def program(communicator: ClusterCommunicator) -> bool:
         def assign(items: Values) -> None:
@@ -126,7 +133,7 @@ def test_a_bit_that_flips_on_the_way_is_found_before_its_value_is_assigned() -> 
     values = {f"v{n}": np.arange(10_000, dtype=np.float32) for n in range(2)}
     schedule = make_schedule(make(values), [0, 1], 2, BUDGET)
     assigned: list[str] = []
-    own = iter([[Value(p.entry, values[p.entry.target], None)] for p in schedule.lane(0).placements])
+    own = iter([pending([Value(p.entry, values[p.entry.target], None)]) for p in schedule.lane(0).placements])
 
     def assign(items: Values) -> None:
         assigned.extend(item.entry.target for item in items)
@@ -149,3 +156,53 @@ def test_waiting_for_others_ends() -> None:
     schedule = make_schedule(make(values), [1], 2, BUDGET)
     with pytest.raises(dr.RestoreError, match=r"did not come to the next exchange of tensors in 0\.1 s"):
         share(schedule, 0, iter(()), Silent(), lambda items: None, 0.1)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_large_value_sets_out_while_it_is_read_and_is_assigned_only_once_it_is_whole_and_right(damaged: bool) -> None:
+    value = np.arange(PIECE // 2, dtype=np.float32)  # two pieces
+    schedule = make_schedule(make({"large": value}), [0], 2, BUDGET)
+    got: list[list[str]] = [[], []]
+    sent = threading.Event()
+
+    def program(communicator: ClusterCommunicator) -> bool:
+        rank, memory, slow = communicator.rank, np.zeros_like(value), Future[None]()
+
+        def finish() -> Values:
+            if damaged:
+                raise dr.CheckpointCorruptError("tensor 'large': its checksum differs", names=("large",))
+            return [Value(schedule.lanes[0].placements[0].entry, memory, None)]
+
+        def read_the_rest() -> None:
+            sent.wait(10)
+            memory[:] = value
+            slow.set_result(None)
+
+        class Watched(type(communicator.exchange([0]))):  # type: ignore[misc]
+            def start(self, *, failed: bool, bucket: np.ndarray) -> Future[Round]:
+                sent.set()  # the first bucket is out, and the second piece is not read yet
+                return super().start(failed=failed, bucket=bucket)
+
+        exchange = communicator.exchange([0])
+        exchange.__class__ = Watched
+        memory[: PIECE // 4] = value[: PIECE // 4]
+        first = Future[None]()
+        first.set_result(None)
+        work = Pending(Started((), finish, memory.view(np.uint8)), [first, slow], 0)
+        threading.Thread(target=read_the_rest, daemon=True).start()
+
+        def assign(items: Values) -> None:
+            for item in items:
+                assert np.array_equal(getattr(item.value, "array", item.value), value)
+            got[rank] += [item.entry.target for item in items]
+            items.clear()
+
+        own = iter([work]) if rank == 0 else iter(())
+        return communicator.run_everywhere("assign", lambda: share(schedule, rank, own, exchange, assign, 10.0))
+
+    results = run_workers(2, program)
+    if damaged:
+        assert all(isinstance(r, dr.CheckpointCorruptError) and isinstance(r, dr.WorkerError) for r in results)
+        assert got == [[], []]
+    else:
+        assert results == [True, True] and got == [["large"], ["large"]]
