@@ -64,7 +64,8 @@ def together(items: list[Item], array_of: Callable[[Item], np.ndarray | None]) -
 def write(rows: Sequence[Components | None], values: Sequence[np.ndarray]) -> bool:
     """Makes the plain components of `COUNT` variables hold a value each.
 
-    The components share the memory of one copy of all values, and part from it at their first update.
+    The first components share the memory of one copy of all values, and part from it at their first update; so do the
+    second ones, of another copy.
 
     Args:
       rows: of each variable its components, as `host_memory.plain_components` gives them.
@@ -81,9 +82,10 @@ def write(rows: Sequence[Components | None], values: Sequence[np.ndarray]) -> bo
     columns = _columns(rows)
     if columns is None or not all(_fits(column, values[0]) for column in columns):
         return False
-    array = np.array(values)
     for column in columns:
-        _write_column(column, array)
+        # Memory of its own for each: TF takes a part of a batch for the variable's alone when it is the last one in
+        # use, and would then update in place what another replica still holds.
+        _write_column(column, np.array(values))
     return True
 
 

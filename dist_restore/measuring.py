@@ -11,8 +11,7 @@ import numpy as np
 from dist_restore.distribute.exchange import Exchange
 from dist_restore.distribute.schedule import Unit
 from dist_restore.distribute.sharing import FLIGHT, bucket_size
-from dist_restore.distribute.waiting import ticks
-from dist_restore.errors import RestoreError
+from dist_restore.distribute.waiting import BrokenExchangeError, ticks
 from dist_restore.reading import locate
 from dist_restore.sources.base import DirectSource, Source
 
@@ -83,5 +82,7 @@ def _rounds(exchange: Exchange, count: int, size: int, seconds: float) -> None:
         for _ in ticks(future, seconds):
             pass
         if not future.done():
-            raise RestoreError(f"the other workers did not take part in an exchange of samples in {seconds:.1f} s")
+            raise BrokenExchangeError(
+                f"the other workers did not take part in an exchange of samples in {seconds:.1f} s"
+            )
         future.result()

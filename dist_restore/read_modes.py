@@ -67,7 +67,7 @@ def _file_order(view: View) -> tuple[int, ...]:
 
 def _automatic(talk: Communicator, view: View) -> _Choice:
     if view.readers == (0,):
-        return Reads.CHIEF, "only the chief sees the files"
+        return Reads.CHIEF, "only the chief sees the files, or nothing proves that those of others are the same"
     blind = sorted(set(range(talk.world_size)) - set(view.readers))
     if blind:
         return Reads.SHARDED, f"worker(s) {', '.join(map(str, blind))} do not see the files"

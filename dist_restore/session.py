@@ -38,6 +38,7 @@ from dist_restore.execute import (
 from dist_restore.phases import during
 from dist_restore.plan import RestorePlan
 from dist_restore.read_modes import View, choose_reading
+from dist_restore.reading import Values
 from dist_restore.refusal import refuse_problems
 from dist_restore.remote.restore import Remote
 from dist_restore.report import tensorboard
@@ -93,6 +94,8 @@ class Session:
             units = make_units(plan.entries)
             reading = self._choose(units, acknowledgements)
             remote = self._run("agree", lambda: self._other_hosts(units, targets))
+            if self._talk.world_size > 1 and remote.is_needed:
+                raise RestoreError("Variables of a cluster of several programs are on devices of other programs.")
             self._check(remote.client_reads, reading)
             self._check_remote(remote, units)
             assigned = self._assign(remote.local, reading, targets, remote)
@@ -171,7 +174,9 @@ class Session:
             tf.io.gfile.makedirs(self._config.log_dir)
         # One worker has nobody to compare it with, and for 50,000 variables it takes 0.3 s.
         digest = plan.digest if self._talk.world_size > 1 else ""
-        return Acknowledgement(digest, source.identity() if source else "", self._options())
+        # Without checksums equal samples are no proof, and the chief alone reads, unless others were told to.
+        may_read = source is not None and (source.is_proof() or self._config.reads is not Reads.AUTO)
+        return Acknowledgement(digest, source.identity() if source else "", may_read, self._options())
 
     def _look(self) -> Source | None:
         """Opens the chief's checkpoint here, where this worker may have to read it; None where it is not to be seen."""
@@ -203,7 +208,7 @@ class Session:
 
     def _choose(self, units: tuple[Unit, ...], acknowledgements: Sequence[Acknowledgement]) -> Reading:
         start = time.perf_counter()
-        readers = tuple(rank for rank, a in enumerate(acknowledgements) if a.identity)
+        readers = tuple(rank for rank, a in enumerate(acknowledgements) if a.identity and (rank == 0 or a.may_read))
         view = View(units, self._source, readers, self._config.memory_budget, self._config.timeout)
         reading = choose_reading(self._talk, self._config.reads, view)
         self._seconds.append(("choose", time.perf_counter() - start))
@@ -285,7 +290,7 @@ class Session:
         source = self._source if self._talk.rank == 0 else None
         data = self._run("read", lambda: read_strings(units, source) if source is not None else b"")
         data = self._talk.broadcast(data, "read", len(data))
-        self._run("assign", lambda: ledger.assign(parse_strings(units, data)))
+        self._run("assign", lambda: _assign_accounted(ledger, parse_strings(units, data)))
 
     # Afterwards.
 
@@ -347,6 +352,11 @@ class Session:
         )
         if self._config.log_dir:
             tensorboard.write(report, self._config.log_dir)
+
+
+def _assign_accounted(ledger: Ledger, values: Values) -> None:
+    with ledger.accounting():
+        ledger.assign(values)
 
 
 def _compare_with_chief(mine: Sequence[tuple[str, int]], chiefs: np.ndarray) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dist_restore.distribute.exchange import Exchange, Round
 from dist_restore.distribute.sharing import FLIGHT, TRAILER, Part, Schedule, parts_by_round
-from dist_restore.distribute.waiting import ticks
+from dist_restore.distribute.waiting import BrokenExchangeError, ticks
 from dist_restore.entries import PlanEntry
 from dist_restore.errors import RestoreError
 from dist_restore.host_memory import Blank
@@ -88,7 +88,13 @@ class _Sharing:
         self._flight.append(self._exchange.start(failed=self._error is not None, bucket=bucket))
 
     def _land(self) -> None:
-        round_ = self._wait(self._flight.popleft())
+        future = self._flight.popleft()
+        try:
+            round_ = self._wait(future)
+        except KeyboardInterrupt as error:
+            # The others hear of it in the next round; a second Ctrl-C leaves at once.
+            self._error = self._error or error
+            round_ = self._wait(future)
         if self._stopped:
             return
         self._stopped = bool(round_.failed)
@@ -117,7 +123,7 @@ class _Sharing:
             for _ in ticks(future, self._seconds):
                 pass
             if not future.done():
-                raise RestoreError(
+                raise BrokenExchangeError(
                     f"the other workers did not come to the next exchange of tensors in {self._seconds:.1f} s. "
                     "One of them is stuck, or its storage is slower than `timeout` allows."
                 )

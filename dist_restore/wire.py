@@ -39,11 +39,13 @@ class Acknowledgement:
     Attributes:
       digest: of the plan that it has.
       identity: of the checkpoint that it sees (see `Source.identity`); empty where it sees none.
+      may_read: whether it may read instead of the chief: equal identities prove equal bytes, or it was told to.
       options: of its restorer, those that must be the same everywhere.
     """
 
     digest: str
     identity: str
+    may_read: bool
     options: str
 
     def pack(self) -> bytes:

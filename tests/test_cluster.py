@@ -297,3 +297,13 @@ def test_a_plan_is_sent_compressed() -> None:
 @pytest.mark.parametrize("kind", ["OSError", "", "WorkerError", "RestoreError", "annotations", "RestoreError.__doc__"])
 def test_only_errors_of_the_tree_lend_their_class(kind: str) -> None:
     assert type(Failure(0, "x", "text", kind).error()) is messages.WorkerError
+
+
+def test_who_says_why_comes_before_those_who_only_noticed() -> None:
+    def program(communicator: ClusterCommunicator) -> None:
+        error = OSError("disk on fire") if communicator.rank == 2 else waiting.BrokenExchangeError("nobody came")
+        communicator.run_everywhere("assign", lambda: boom(error))
+
+    results = run_workers(3, program)
+    assert failures(results) == [(2, "assign")] * 3
+    assert all("disk on fire" in str(r) and "so did workers 0, 1" in str(r) for r in results)

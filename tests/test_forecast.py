@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pathlib
+import tomllib
 
 import pytest
 
@@ -69,3 +71,23 @@ def test_forecasts_are_finite_and_grow_with_the_load(world: int) -> None:
     rates = Rates(storage_each=1 * GB, storage_all=4 * GB)
     small, large = seconds(world, rates, Load(1, 1)), seconds(world, rates)
     assert all(0 <= small[mode] < large[mode] < math.inf for mode in small)
+
+
+MEASURED = tomllib.loads((pathlib.Path(__file__).parent / "golden" / "cluster_measured.toml").read_text())
+
+
+@pytest.mark.parametrize("storage", ["limited", "disk"])
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_forecasts_are_near_what_was_measured(storage: str, world: int) -> None:
+    facts, load = MEASURED[storage], Load(int(MEASURED["bytes"]), int(MEASURED["bytes"]))
+    rates = Rates(
+        facts["storage_each"], facts["storage_all"], exchange_all=facts["exchange_all"], passes=facts["passes"]
+    )
+    expected = seconds(world, rates, load)
+    found = {mode: values[world - 2] for mode, values in facts["seconds"].items()}
+    for mode, value in found.items():
+        assert value / facts["within"] <= expected[mode] <= value * facts["within"], (mode, expected[mode], value)
+    # What matters: the mode that is taken is the fastest one, or as good as that.
+    usual = Reads.SHARDED if storage == "limited" else Reads.EVERY_WORKER
+    chosen = best(forecast(load, world, rates), usual).mode.value
+    assert found[chosen] <= 1.1 * min(found.values())

@@ -206,3 +206,24 @@ def test_a_large_value_sets_out_while_it_is_read_and_is_assigned_only_once_it_is
         assert got == [[], []]
     else:
         assert results == [True, True] and got == [["large"], ["large"]]
+
+
+def test_an_interrupt_while_waiting_for_others_is_told_in_the_next_round() -> None:
+    schedule = make_schedule(make({f"v{n}": np.zeros(40_000, np.float32) for n in range(20)}), [1], 2, BUDGET)
+    told: list[bool] = []
+
+    class Interrupted(Future[Round]):
+        def result(self, timeout: float | None = None) -> Round:
+            if not told or not told[-1]:
+                raise KeyboardInterrupt
+            return super().result(timeout)
+
+    class Watched:
+        def start(self, *, failed: bool, bucket: np.ndarray) -> Future[Round]:
+            told.append(failed)
+            future = Interrupted() if len(told) == 1 else Future[Round]()
+            future.set_result(Round((0,) if failed else (), {1: bucket}))
+            return future
+
+    with pytest.raises(KeyboardInterrupt):
+        share(schedule, 0, iter(()), Watched(), lambda items: items.clear(), 5.0)

@@ -162,7 +162,8 @@ class ClusterCommunicator:
 
     def _judge(self, messages: Mapping[int, Message]) -> None:
         found = (self._failure_in(message, rank) for rank, message in sorted(messages.items()))
-        failures = [failure for failure in found if failure]
+        # Who says why comes before those who only noticed.
+        failures = sorted((failure for failure in found if failure), key=lambda f: (f.is_echo, f.rank))
         if failures:
             verdict = failures[0].and_others(f.rank for f in failures)
             self._part(verdict)

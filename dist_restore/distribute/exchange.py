@@ -15,8 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
-from dist_restore.distribute.waiting import in_thread
-from dist_restore.errors import RestoreError
+from dist_restore.distribute.waiting import BrokenExchangeError, in_thread
 
 # Keys of collectives count from 1 in TensorFlow, so nobody else gets here ("dr").
 _GROUP_KEY = 0x6472_0000
@@ -126,7 +125,9 @@ class CollectiveExchange:
         try:
             return run()
         except tf.errors.OpError as error:
-            raise RestoreError(f"the exchange of tensors with the other workers broke off: {error.message}") from error
+            raise BrokenExchangeError(
+                f"the exchange of tensors with the other workers broke off: {error.message}"
+            ) from error
 
 
 def _array(tensor: tf.Tensor) -> np.ndarray:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable
 
 from dist_restore import errors
+from dist_restore.distribute.waiting import BrokenExchangeError
 from dist_restore.errors import RestoreError, WorkerError
 
 # A plan's JSON shrinks to a tenth at this level, at 150 MB/s and more; the store passes 40 to 100 MB/s.
@@ -27,6 +28,7 @@ class Failure:
       kind: class of its exception; empty when its peers say it of a worker that they lost.
       names: the tensors or variables that the exception is about.
       others: workers that failed too.
+      is_echo: whether it is but what another worker's failure led to.
     """
 
     rank: int
@@ -35,12 +37,15 @@ class Failure:
     kind: str = ""
     names: tuple[str, ...] = ()
     others: tuple[int, ...] = ()
+    is_echo: bool = False
 
     @staticmethod
     def of(error: BaseException, rank: int, phase: str) -> Failure:
         """What an exception says."""
         names = tuple(str(name) for name in getattr(error, "names", ()))
-        return Failure(rank, phase, str(error), type(error).__name__, names)
+        return Failure(
+            rank, phase, str(error), type(error).__name__, names, is_echo=isinstance(error, BrokenExchangeError)
+        )
 
     def and_others(self, others: Iterable[int]) -> Failure:
         """The same, with the ranks of others that failed too."""

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from dist_restore.distribute.store import Answer
+from dist_restore.errors import RestoreError
 
 Result = TypeVar("Result")
 
@@ -21,6 +22,10 @@ PROBES_PER_TICK = 4
 # For how long a peer must have given the same bad answer until it is given up. A refused connection may be a hiccup
 # of the network; a silent peer may be a machine that swaps, but TF breaks all collectives for good after 10 s of it.
 GRACE = {Answer.GONE: 3.0, Answer.SILENT: 30.0, Answer.REPLACED: 0.0}
+
+
+class BrokenExchangeError(RestoreError):
+    """An exchange of tensors did not come about, because of another worker: it is to say why."""
 
 
 # Slower than this is a stall: a tenth of a spinning disk.

@@ -29,6 +29,9 @@ class Source(Protocol):
         Made of what opening has read (checksums, offsets, sizes), without reading tensor data.
         """
 
+    def is_proof(self) -> bool:
+        """Whether `identity` covers every byte; formats without checksums have samples of large files only."""
+
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """Reads one tensor, or the part inside `box`.
 

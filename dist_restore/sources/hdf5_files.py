@@ -15,7 +15,7 @@ from dist_restore.sources.hdf5 import Dataset, Group, Hdf5
 from dist_restore.sources.keras_config import LayerConfig, parse_config
 from dist_restore.sources.keras_weights import is_weights, name_weights, numbered_optimizers
 from dist_restore.sources.legacy_h5 import is_legacy, name_legacy
-from dist_restore.sources.readers import DataFile, ReaderSource, TensorReader, sampled_digest
+from dist_restore.sources.readers import DataFile, ReaderSource, TensorReader, is_sampled, sampled_digest
 from dist_restore.specs import Box, CheckpointIndex, OptimizerInfo, SourceTensor
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
@@ -106,10 +106,12 @@ class _Checked:
     """A dataset in an archive."""
 
     def __init__(self, dataset: Dataset, once: _Once) -> None:
-        self._reader, self._once = dataset.reader, once
+        self._reader, self._once, self._shape = dataset.reader, once, dataset.spec.shape
 
     def read(self, box: Box) -> np.ndarray:
-        """As the dataset's own reader."""
+        """As the dataset's own reader; what is read whole is checked, for who reads once makes no pass before."""
+        if box.covers(self._shape):
+            self._once()
         return self._reader.read(box)
 
     def check(self) -> int:
@@ -126,7 +128,9 @@ def _source(
         raise UnsupportedFormatError(f"{path}: holds no variables")
     index = CheckpointIndex(path, format_name, tuple(t for t, _ in named), optimizers, ignored)
     readers: dict[str, TensorReader] = {t.name: _Checked(d, once) if once is not None else d.reader for t, d in named}
-    return ReaderSource(index, readers, files, identity)
+    # An archive has a checksum of everything in it.
+    sampled = once is None and any(map(is_sampled, files))
+    return ReaderSource(index, readers, files, identity, sampled=sampled)
 
 
 _Named = tuple[str, tuple[tuple[SourceTensor, Dataset], ...], tuple[OptimizerInfo, ...], tuple[tuple[str, str], ...]]

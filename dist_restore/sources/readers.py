@@ -127,7 +127,13 @@ class ReaderSource:
     """A `Source` over readers."""
 
     def __init__(
-        self, index: CheckpointIndex, readers: Mapping[str, TensorReader], data: Sequence[DataFile], identity: str
+        self,
+        index: CheckpointIndex,
+        readers: Mapping[str, TensorReader],
+        data: Sequence[DataFile],
+        identity: str,
+        *,
+        sampled: bool = False,
     ) -> None:
         """Takes over what a format has found.
 
@@ -136,7 +142,9 @@ class ReaderSource:
           readers: by canonical name.
           data: the files, which are closed with this source.
           identity: see `Source.identity`.
+          sampled: whether it covers samples only.
         """
+        self._sampled = sampled
         self._index, self._readers, self._data, self._identity = index, readers, data, identity
         self._specs = {t.name: t.spec for t in index.tensors}
 
@@ -152,6 +160,10 @@ class ReaderSource:
     def identity(self) -> str:
         """See `Source.identity`."""
         return self._identity
+
+    def is_proof(self) -> bool:
+        """See `Source.is_proof`."""
+        return not self._sampled
 
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """See `Source.read`."""
@@ -222,11 +234,15 @@ def spec_of(where: str, dtype: np.dtype, shape: Sequence[int]) -> TensorSpec:
     return TensorSpec(tuple(int(n) for n in shape), name)
 
 
+def is_sampled(file: DataFile) -> bool:
+    """Whether `sampled_digest` leaves out some of a file."""
+    return file.size > _HASHED_WHOLE
+
+
 def sampled_digest(file: DataFile, head: bytes = b"") -> str:
     """SHA-256 of a file's size and content: of all of it where it is small, else of evenly spread samples."""
     digest = hashlib.sha256(head + file.size.to_bytes(8, "little"))
-    whole = file.size <= _HASHED_WHOLE
-    step = _SAMPLE if whole else (file.size - _SAMPLE) // (_SAMPLES - 1)
+    step = _SAMPLE if not is_sampled(file) else (file.size - _SAMPLE) // (_SAMPLES - 1)
     for offset in range(0, file.size, step):
         digest.update(file.head(offset, min(_SAMPLE, file.size - offset)))
     return digest.hexdigest()

@@ -18,7 +18,7 @@ import numpy as np
 from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError, UnsupportedFormatError
 from dist_restore.sources import files
 from dist_restore.sources.dotted_names import first_repeated, name_tensors
-from dist_restore.sources.readers import DataFile, RawTensor, ReaderSource, require_fits, sampled_digest
+from dist_restore.sources.readers import DataFile, RawTensor, ReaderSource, is_sampled, require_fits, sampled_digest
 from dist_restore.sources.tf_dtypes import numpy_dtype
 from dist_restore.specs import CheckpointIndex, TensorSpec
 
@@ -85,7 +85,8 @@ def _source(path: str, opened: list[DataFile], weights: Mapping[str, str]) -> Re
     _require_complete(path, found, weights)
     tensors = name_tensors(specs)
     index = CheckpointIndex(path, "safetensors", tensors)
-    return ReaderSource(index, {t.name: found[t.key] for t in tensors}, opened, digest.hexdigest())
+    readers, sampled = {t.name: found[t.key] for t in tensors}, any(map(is_sampled, opened))
+    return ReaderSource(index, readers, opened, digest.hexdigest(), sampled=sampled)
 
 
 def _require_complete(path: str, found: Mapping[str, RawTensor], weights: Mapping[str, str]) -> None:

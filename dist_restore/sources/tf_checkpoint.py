@@ -56,6 +56,10 @@ class TfCheckpoint:
         """See `Source.identity`."""
         return self._bundle.identity
 
+    def is_proof(self) -> bool:
+        """See `Source.is_proof`."""
+        return True
+
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """See `Source.read`."""
         with _named(name):
