@@ -51,5 +51,5 @@ $(READY): pyproject.toml constraints.txt
 		|| { echo "Python >= 3.11 is needed; make PYTHON=/path/to/python3.11 names one"; exit 1; }
 	@echo "Setting up $(VENV) with TensorFlow and the tools; that takes a minute or more, and happens once."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -qq -e '.[test,dev,bench]'
+	@$(BIN)/python -m pip install -qq -e '.[test,hub,dev,bench]'
 	@touch $@
