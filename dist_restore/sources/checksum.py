@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 
-import google_crc32c
 import numpy as np
+from fastcrc import crc32
 
 _MASK_DELTA = 0xA282EAD8
 
 
 def extend(crc: int, data: bytes | np.ndarray) -> int:
     """The CRC32C of what `crc` is the checksum of, followed by `data` (contiguous bytes, of any size)."""
-    return int(google_crc32c.extend(crc, data))
+    # `data` is a buffer already; the library lets other threads run meanwhile, which google-crc32c does not.
+    return crc32.iscsi(data.data if isinstance(data, np.ndarray) else data, crc)
 
 
 def mask(crc: int) -> int:
