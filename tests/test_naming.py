@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build import Graph
+from dist_restore import naming
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.naming import MAX_DEPTH, MAX_PATHS, LayerName, Leaf, NamedLeaf, Node, name_graph
 from dist_restore.slot_roles import degree_of, family_of, role_of_edge, role_of_slot, same_meaning
@@ -350,6 +351,45 @@ def test_any_graph_gets_unique_names(edges: list[list[tuple[str, int]]], leaves:
     nodes = [Node(tuple(e), Leaf(f"key/{i}", "x/y") if i in leaves else None) for i, e in enumerate(edges)]
     found, _ = name_graph(nodes)
     assert len({leaf.name for leaf in found}) == len(found)
+
+
+def random_graph(data: st.DataObject) -> list[Node]:
+    """A tree, some more edges, layers and slots: with what `naming` treats apart in its edges' names."""
+    name = st.sampled_from(
+        [*"abw", "_w", "0", "1", "_operations", "_layers", "_variables", "_functional", "root", "a/b"]
+    )
+    count = data.draw(st.integers(1, 14))
+    edges: list[list[tuple[str, int]]] = [[] for _ in range(count)]
+    for child in range(1, count):
+        edges[data.draw(st.integers(0, child - 1))].append((data.draw(name), child))
+    for parent, child in data.draw(st.lists(st.tuples(*[st.integers(0, count - 1)] * 2), max_size=3)):
+        edges[parent].append((data.draw(name), child))
+    leaf = st.none() | st.sampled_from(["", "net/kernel", "adam/x_momentum"])
+    leaves = data.draw(st.lists(leaf, min_size=count, max_size=count))
+    layer = st.none() | st.builds(LayerName, st.sampled_from(["dense", "head"]), st.booleans())
+    layers = data.draw(st.lists(layer, min_size=count, max_size=count))
+    return [
+        Node(tuple(e), None if name is None else Leaf(f"k{i}", name), layer)
+        for i, (e, name, layer) in enumerate(zip(edges, leaves, layers, strict=True))
+    ]
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_names_in_trees_are_those_that_the_search_finds(data: st.DataObject) -> None:
+    """Nodes with one path are named without the search for the best of many; as they would be with it."""
+    nodes = random_graph(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(naming, "_trees", lambda nodes: frozenset())
+        searched = outcome(nodes)
+    assert outcome(nodes) == searched
+
+
+def outcome(nodes: list[Node]) -> object:
+    try:
+        return name_graph(nodes)
+    except CheckpointCorruptError as error:
+        return str(error)
 
 
 class CountedEdges(tuple):
