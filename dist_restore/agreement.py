@@ -8,7 +8,7 @@ from __future__ import annotations
 from dist_restore.entries import PlanEntry
 from dist_restore.errors import PlanMismatchError, RestoreError
 from dist_restore.plan import RestorePlan
-from dist_restore.specs import CheckpointIndex, TargetIndex
+from dist_restore.specs import CheckpointIndex, TargetIndex, TensorSpec
 from dist_restore.transforms import infer
 
 _SHOWN = 5
@@ -28,7 +28,7 @@ def require_targets(plan: RestorePlan, targets: TargetIndex) -> None:
             f"The plan {plan.digest[:12]} does not have one entry for each variable. Make it again."
         )
     for entry in plan.entries:
-        _require(entry.spec == specs[entry.target] and _is_whole(entry), plan, entry)
+        _require(_same(entry.spec, specs[entry.target]) and _is_whole(entry), plan, entry)
 
 
 def require_checkpoint(plan: RestorePlan, index: CheckpointIndex) -> None:
@@ -40,8 +40,12 @@ def require_checkpoint(plan: RestorePlan, index: CheckpointIndex) -> None:
         )
     specs = {t.name: t.spec for t in index.tensors}
     for entry in plan.entries:
-        pairs = zip(entry.sources, entry.source_specs, strict=False)
-        _require(all(specs.get(name) == spec for name, spec in pairs), plan, entry)
+        for name, spec in zip(entry.sources, entry.source_specs, strict=False):
+            _require(_same(specs.get(name), spec), plan, entry)
+
+
+def _same(one: TensorSpec | None, other: TensorSpec) -> bool:
+    return one is other or one == other  # most tensors of an index share a few specs, and identity is quicker
 
 
 def _is_whole(entry: PlanEntry) -> bool:
@@ -52,7 +56,7 @@ def _is_whole(entry: PlanEntry) -> bool:
 def _makes(entry: PlanEntry) -> bool:
     """Whether an entry's ops make a value of its target's shape and dtype out of its sources."""
     if not entry.ops:
-        return entry.source_specs == (entry.spec,)
+        return len(entry.source_specs) == 1 and _same(entry.source_specs[0], entry.spec)
     try:
         return bool(entry.sources) and infer(entry.ops, entry.source_specs) == entry.spec
     except (RestoreError, ValueError, TypeError, IndexError):

@@ -186,6 +186,8 @@ def filled_bytes(entry: PlanEntry) -> int:
     """How many of a target's bytes come from sources."""
     if not entry.filled:
         return 0
+    if entry.elements == entry.spec.elements:  # nearly always
+        return entry.bytes
     return round(entry.bytes * _fraction(entry.elements, entry.spec.elements))
 
 

@@ -39,7 +39,8 @@ class LiveLeaf(NamedTuple):
       saved: whether `tf.train.Checkpoint` of the same root would save it.
       transient: `seed` or `metric` for state that is remade rather than trained; else empty.
       group: what it is part of.
-      keras_path: `variable.path` of a Keras variable; else the variable's name where it has scopes.
+      own_name: `variable.path` of a Keras variable; else the variable's name.
+      keras_path: the same where it has scopes; else empty.
       counted_path: whether the path holds a layer name that Keras made up from a counter.
       shorter_paths: the path with the model's name without its counter, and without the model's name.
       is_save_counter: the Checkpoint's own counter of saves.
@@ -51,6 +52,7 @@ class LiveLeaf(NamedTuple):
     saved: bool
     transient: str
     group: Group
+    own_name: str
     keras_path: str
     counted_path: bool
     shorter_paths: tuple[str, ...]
@@ -109,20 +111,20 @@ class _Walker:
 
     def visit(self, root: object) -> None:
         self._number(root)
-        cursor = 0
-        while cursor < len(self._objects):
-            for name, child, tracked in _children(self._objects[cursor]):
-                self._edges[cursor].append((name, self._number(child), tracked))
-            cursor += 1
+        for cursor, item in enumerate(self._objects):  # grows on the way
+            if not _is_variable(item):
+                edges = self._edges[cursor]
+                edges += [(name, self._number(child), tracked) for name, child, tracked in _children(item)]
 
     def variables(self, root: object) -> Iterator[object]:
         """The variables below an object, as they are found."""
-        self._number(root)
+        seen = self._number(root)
         for item in self._objects:  # grows on the way
             for _, child, _ in _children(item):
                 self._number(child)
-            if _is_variable(item):
-                yield item
+            # Before the next object is looked into: a list may hold thousands, and the caller needs few.
+            yield from filter(_is_variable, self._objects[seen:])
+            seen = len(self._objects)
 
     def refuse_unbuilt(self) -> None:
         unbuilt = [o for o in self._objects if isinstance(o, keras.Layer) and not o.built]
@@ -137,22 +139,24 @@ class _Walker:
 
     def graph(self, root: object) -> LiveGraph:
         facts = _Facts(self._objects, self._edges, root)
-        nodes = tuple(self._node(i, facts) for i in range(len(self._objects)))
         leaves = {i: facts.leaf(i) for i, o in enumerate(self._objects) if _is_variable(o)}
+        nodes = tuple([self._node(i, leaves.get(i)) for i in range(len(self._objects))])
         return LiveGraph(nodes, leaves, bare=_is_bare(root))
 
     def _number(self, item: object) -> int:
         item = _unwrap(item)
-        if id(item) not in self._numbers:
-            self._numbers[id(item)] = len(self._objects)
+        number = self._numbers.setdefault(id(item), len(self._objects))
+        if number == len(self._objects):
             self._objects.append(item)  # holds the object, so that its id stays its own
             self._edges.append([])
-        return self._numbers[id(item)]
+        return number
 
-    def _node(self, index: int, facts: _Facts) -> Node:
+    def _node(self, index: int, live: LiveLeaf | None) -> Node:
         item = self._objects[index]
-        edges = tuple((name, child) for name, child, _ in self._edges[index])
-        leaf = Leaf(f"live/{index}", facts.own_name(item)) if _is_variable(item) else None
+        leaf = Leaf(f"live/{index}", live.own_name) if live is not None else None
+        if live is not None and not self._edges[index]:
+            return Node((), leaf)
+        edges = tuple([(name, child) for name, child, _ in self._edges[index]])
         layer = LayerName(item.name, _is_counted(item)) if isinstance(item, keras.Layer) else None
         family = type(item).__name__.lower() if isinstance(item, keras.optimizers.Optimizer) else ""
         return Node(edges, leaf, layer, family)
@@ -164,16 +168,19 @@ class _Facts:
     def __init__(self, objects: list[object], edges: list[list[tuple[str, int, bool]]], root: object) -> None:
         self._objects, self._edges = objects, edges
         self._saved = self._reach([0], tracked_only=True)
-        modules = [i for i, o in enumerate(objects) if isinstance(o, (keras.Layer, tf.Module))]
-        optimizers = [i for i, o in enumerate(objects) if isinstance(o, keras.optimizers.Optimizer)]
+        # Most objects are variables; to ask each of them for all that it is not took a third of the walk's time.
+        self._others = [(i, o) for i, o in enumerate(objects) if not _is_variable(o)]
+        modules = [i for i, o in self._others if isinstance(o, (keras.Layer, tf.Module))]
+        optimizers = [i for i, o in self._others if isinstance(o, keras.optimizers.Optimizer)]
         self._model = self._reach(modules, stop=frozenset(optimizers))
         self._optimizer = self._reach(optimizers)
         self._seeds = self._below(keras.random.SeedGenerator)
         self._metrics = self._below(keras.metrics.Metric)
-        self._paths = {id(_unwrap(v)): v.path for v in _keras_variables(objects)}
+        others = [o for _, o in self._others]
+        self._paths = {id(_unwrap(v)): v.path for v in _keras_variables(others)}
         named = (keras.Layer, keras.random.SeedGenerator, keras.metrics.Metric)
-        self._counted = {o.name for o in objects if isinstance(o, named) and _is_counted(o)}
-        self._models = {o.name for o in objects if isinstance(o, keras.Model)}
+        self._counted = {o.name for o in others if isinstance(o, named) and _is_counted(o)}
+        self._models = {o.name for o in others if isinstance(o, keras.Model)}
         counter = getattr(root, "save_counter", None) if isinstance(root, tf.train.Checkpoint) else None
         self._save_counter = id(counter)
         self._classes = self._layer_classes()
@@ -181,15 +188,17 @@ class _Facts:
 
     def leaf(self, index: int) -> LiveLeaf:
         variable = self._objects[index]
-        path = self.own_name(variable)
+        path = self._own_name(variable)
+        scoped = "/" in path
         return LiveLeaf(
             variable=variable,
             saved=index in self._saved,
             transient="seed" if index in self._seeds else "metric" if index in self._metrics else "",
             group=self._group(index),
-            keras_path=path if "/" in path else "",
-            counted_path=any(part in self._counted for part in self._layer_parts(path)),
-            shorter_paths=self._shorter(path),
+            own_name=path,
+            keras_path=path if scoped else "",
+            counted_path=scoped and any(part in self._counted for part in self._layer_parts(path)),
+            shorter_paths=self._shorter(path) if scoped else (),
             is_save_counter=id(variable) == self._save_counter,
             layer_class=self._classes.get(index, ""),
             members=tuple(sorted(self._members.get(index, ()))),
@@ -197,15 +206,16 @@ class _Facts:
 
     def _layer_classes(self) -> dict[int, str]:
         found: dict[int, set[str]] = {}
-        for index, item in enumerate(self._objects):
+        for index, item in self._others:
             if isinstance(item, keras.Layer):
                 for _, child, _ in self._edges[index]:
                     found.setdefault(child, set()).add(snake_case(type(item).__name__))
         return {child: next(iter(names)) for child, names in found.items() if len(names) == 1}
 
     def _member_names(self) -> dict[int, set[str]]:
-        edges = ((name, c) for e in self._edges for name, c, _ in e)
-        own = {c for name, c in edges if name not in POSITIONAL_CONTAINERS and _is_container(self._objects[c])}
+        containers = {i for i, o in self._others if _is_container(o)}
+        edges = ((name, c) for e in self._edges for name, c, _ in e if c in containers)
+        own = {c for name, c in edges if name not in POSITIONAL_CONTAINERS}
         layers = {child for container in own for _, child, _ in self._edges[container]}
         found: dict[int, set[str]] = {}
         for layer in layers:
@@ -215,7 +225,7 @@ class _Facts:
                     found.setdefault(below, set()).add(item.name)
         return found
 
-    def own_name(self, variable: object) -> str:
+    def _own_name(self, variable: object) -> str:
         return self._paths.get(id(variable)) or str(getattr(variable, "name", "")).partition(":")[0]
 
     def _layer_parts(self, path: str) -> list[str]:
@@ -235,7 +245,7 @@ class _Facts:
         return Group.OPTIMIZER if index in self._optimizer else Group.OTHER
 
     def _below(self, kind: type) -> frozenset[int]:
-        return self._reach([i for i, o in enumerate(self._objects) if isinstance(o, kind)])
+        return self._reach([i for i, o in self._others if isinstance(o, kind)])
 
     def _reach(
         self, starts: Iterable[int], *, tracked_only: bool = False, stop: frozenset[int] = frozenset()
@@ -246,7 +256,8 @@ class _Facts:
             for _, child, tracked in self._edges[stack.pop()]:
                 if child not in seen and child not in stop and (tracked or not tracked_only):
                     seen.add(child)
-                    stack.append(child)
+                    if self._edges[child]:
+                        stack.append(child)
         return frozenset(seen)
 
 

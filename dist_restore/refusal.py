@@ -35,12 +35,13 @@ def refuse_problems(plan: RestorePlan) -> None:
       ShapeMismatchError, DtypeMismatchError, AmbiguousMatchError, UnmatchedError: the first kind, in this
         order, that occurs.
     """
-    kinds = [(p, error, text) for p, error, text in _ERRORS if any(e.problem is p for e in plan.problems)]
+    problems = plan.problems
+    kinds = [(p, error, text) for p, error, text in _ERRORS if any(e.problem is p for e in problems)]
     if not kinds:
         return _refuse_empty(plan)
-    parts = [_section([e for e in plan.problems if e.problem is p], text) for p, _, text in kinds]
+    parts = [_section([e for e in problems if e.problem is p], text) for p, _, text in kinds]
     parts.append(_advice(plan))
-    names = tuple(e.target for e in plan.problems)
+    names = tuple(e.target for e in problems)
     raise kinds[0][1]("Nothing was changed. " + "\n".join(parts), names=names)
 
 

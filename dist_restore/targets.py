@@ -66,7 +66,8 @@ def find_targets(root: Restorable, strategy: tf.distribute.Strategy | None = Non
             f"{type(root).__name__} holds no variables, so that nothing could be restored into it. Build it first: "
             "call the model on a batch (or model.build(shape)) under strategy.scope()."
         )
-    variables = tuple(_target(leaf, graph) for leaf in leaves)
+    specs = _Specs()
+    variables = tuple([_target(leaf, graph, specs) for leaf in leaves])
     handles = tuple((leaf.name, graph.leaves[leaf.node].variable) for leaf in leaves)
     return Targets(TargetIndex(variables, optimizers), handles, strategy or common_strategy(handles))
 
@@ -88,12 +89,12 @@ def common_strategy(handles: tuple[tuple[str, tf.Variable], ...]) -> tf.distribu
     return others[0] if others else tf.distribute.get_strategy()
 
 
-def _target(leaf: NamedLeaf, graph: LiveGraph) -> TargetVariable:
+def _target(leaf: NamedLeaf, graph: LiveGraph, specs: _Specs) -> TargetVariable:
     live = graph.leaves[leaf.node]
     keep_reason = _keep_reason(live)
     return TargetVariable(
         name=leaf.name,
-        spec=_spec(leaf.name, live.variable),
+        spec=specs.of(leaf.name, live.variable),
         aliases=_aliases(leaf, live, bare=graph.bare),
         name_kind=leaf.kind,
         group=Group.OPTIMIZER if leaf.slot is not None else live.group,
@@ -114,14 +115,25 @@ def _keep_reason(live: LiveLeaf) -> str:
     return {"seed": _SEED_REASON, "metric": _METRIC_REASON}.get(live.transient, "")
 
 
-def _spec(name: str, variable: tf.Variable) -> TensorSpec:
-    if not variable.shape.is_fully_defined():
-        raise UnbuiltModelError(
-            f"{name}: the variable's shape is {variable.shape}, and a restore needs it fully defined. "
-            "Create it with an explicit shape.",
-            names=(name,),
-        )
-    return TensorSpec(tuple(variable.shape.as_list()), variable.dtype.name)
+class _Specs:
+    """The specs of variables; equal ones are one object, for most variables share a few."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[int, ...], str], TensorSpec] = {}
+
+    def of(self, name: str, variable: tf.Variable) -> TensorSpec:
+        shape, dtype = variable.shape, variable.dtype.name
+        if not shape.is_fully_defined():
+            raise UnbuiltModelError(
+                f"{name}: the variable's shape is {shape}, and a restore needs it fully defined. "
+                "Create it with an explicit shape.",
+                names=(name,),
+            )
+        key = tuple(shape.as_list()), dtype
+        spec = self._known.get(key)
+        if spec is None:
+            spec = self._known[key] = TensorSpec(*key)
+        return spec
 
 
 def _aliases(leaf: NamedLeaf, live: LiveLeaf, *, bare: bool) -> tuple[Alias, ...]:
@@ -130,6 +142,8 @@ def _aliases(leaf: NamedLeaf, live: LiveLeaf, *, bare: bool) -> tuple[Alias, ...
     if bare:
         # A rule written for Checkpoint(model=...) also serves the bare model.
         extra.append(Alias(f"model/{leaf.name}", AliasKind.POSITIONAL))
+    if not extra:
+        return leaf.aliases
     known = {leaf.name} | {e.name for e in extra}
     return (*(e for e in extra if e.name != leaf.name), *(a for a in leaf.aliases if a.name not in known))
 

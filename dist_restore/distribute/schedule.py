@@ -67,11 +67,15 @@ def _connected(entries: Sequence[PlanEntry]) -> list[list[PlanEntry]]:
             leader[find(name)] = find(entry.sources[0])
     groups: dict[str, list[PlanEntry]] = {}
     for entry in entries:
-        groups.setdefault(find(entry.sources[0]), []).append(entry)
+        first = entry.sources[0]
+        groups.setdefault(find(first) if first in leader else first, []).append(entry)
     return list(groups.values())
 
 
 def _reads(entries: Sequence[PlanEntry]) -> tuple[Read, ...]:
+    if len(entries) == len(entries[0].sources) == 1:  # nearly always
+        (entry,) = entries
+        return (Read(entry.sources[0], entry.source_specs[0], entry.sources[0] not in entry.unchecked),)
     found: dict[str, Read] = {}
     for entry in entries:
         for name, spec in zip(entry.sources, entry.source_specs, strict=True):

@@ -138,10 +138,10 @@ def _tensor(prefix: str, bundle: Bundle, leaf: NamedLeaf) -> SourceTensor:
             "the index has no such key. The index and the graph are of different saves; use another checkpoint.",
             names=(leaf.name,),
         )
-    tracker = leaf.name in _TRACKER_NAMES
-    key_alias = Alias(leaf.leaf.key, AliasKind.POSITIONAL)
-    aliases = leaf.aliases if any(a.name == key_alias.name for a in leaf.aliases) else (*leaf.aliases, key_alias)
-    return SourceTensor(leaf.name, entry.spec, aliases, leaf.kind, leaf.slot, leaf.leaf.key, tracker)
+    key, tracker = leaf.leaf.key, leaf.name in _TRACKER_NAMES
+    known = [alias.name for alias in leaf.aliases]
+    aliases = leaf.aliases if key in known else (*leaf.aliases, Alias(key, AliasKind.POSITIONAL))
+    return SourceTensor(leaf.name, entry.spec, aliases, leaf.kind, leaf.slot, key, tracker)
 
 
 def _read_graph(
@@ -160,9 +160,11 @@ def _read_graph(
 
 
 def _node(proto: trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject) -> Node:
-    leaf = next((Leaf(a.checkpoint_key, a.full_name) for a in proto.attributes if a.name == _VALUE), None)
-    slots = tuple((s.original_variable_node_id, s.slot_name, s.slot_variable_node_id) for s in proto.slot_variables)
-    return Node(tuple((c.local_name, c.node_id) for c in proto.children), leaf, slots=slots)
+    # A list, not a generator: half of the time where most objects have an attribute, or one child, and nothing else.
+    leaves = [Leaf(a.checkpoint_key, a.full_name) for a in proto.attributes if a.name == _VALUE]
+    edges = tuple([(c.local_name, c.node_id) for c in proto.children])
+    slots = [(s.original_variable_node_id, s.slot_name, s.slot_variable_node_id) for s in proto.slot_variables]
+    return Node(edges, leaves[0] if leaves else None, slots=tuple(slots))
 
 
 def _ignored(
