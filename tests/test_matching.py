@@ -163,6 +163,19 @@ def test_names_that_only_one_of_two_possible_roots_has_are_ambiguous_too() -> No
     assert problems(done) == {"model/a/w": "ambiguous", "model/b/w": "ambiguous"}
 
 
+def test_two_names_of_one_root_are_one_place() -> None:
+    """A Keras file says each layer's attribute, and its path from the model's own name: one tensor, two roots."""
+    source = "a/w 4 sem:net/a/w\nb/w 4 sem:net/b/w\noptimizer/0 4"
+    done = plan(source, "model/a/w 4\nmodel/b/w 4", keep=True)
+    assert filled(done) == {"model/a/w": "a/w", "model/b/w": "b/w"}
+    assert not problems(done)
+
+
+def test_a_second_root_of_which_one_name_means_another_tensor_is_a_second_place() -> None:
+    source = "a/w 4 sem:net/b/w\nb/w 4 sem:net/a/w"
+    assert set(problems(plan(source, "model/a/w 4\nmodel/b/w 4", keep=True)).values()) == {"ambiguous"}
+
+
 def test_a_root_that_fits_as_it_is_stays() -> None:
     done = plan("model/a/w 4\nema/a/w 4\nema/b/w 4", "model/a/w 4\nmodel/b/w 4")
     assert filled(done) == {"model/a/w": "model/a/w"}

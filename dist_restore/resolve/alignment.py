@@ -65,7 +65,7 @@ def align(
     wanted = [t for t in targets if t.name_kind in PATH_KINDS and not t.tracker_only]
     roots = _Settled({(_root(target), _root(source)) for target, source in settled})
     claimed = frozenset({_root(t.name) for t in wanted if t.name in own} | roots.namesakes)
-    pairs = _few(_root_pairs(wanted, own, claimed, roots))
+    pairs = _without_echoes(_few(_root_pairs(wanted, own, claimed, roots)), own)
     places: dict[str, list[str]] = collections.defaultdict(list)
     for place, root in sorted(pairs):
         places[root].append(place)
@@ -183,6 +183,31 @@ def _same_below(pair: Pair, wanted: Sequence[TargetVariable], own: Mapping[str, 
 
 def _rests(names: Iterable[str], root: str) -> set[str]:
     return {name.partition("/")[2] for name in names if _root(name) == root} if root else set(names)
+
+
+def _without_echoes(pairs: set[Pair], own: Mapping[str, SourceTensor]) -> set[Pair]:
+    """The pairs without those whose source root only says again what another root of the same place says."""
+    rivals: dict[str, list[str]] = collections.defaultdict(list)
+    for place, root in sorted(pairs):
+        rivals[place].append(root)
+    contested = {root for roots in rivals.values() if len(roots) > 1 for root in roots}
+    below = {root: _below(root, own) for root in contested}
+    kept = ((p, _no_echoes(roots, below) if len(roots) > 1 else roots) for p, roots in rivals.items())
+    return {(place, root) for place, roots in kept for root in roots}
+
+
+def _below(root: str, own: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """The names below a root, without it."""
+    return {n.partition("/")[2]: t for n, t in own.items() if _root(n) == root} if root else dict(own)
+
+
+def _no_echoes(roots: Sequence[str], below: Mapping[str, Mapping[str, SourceTensor]]) -> list[str]:
+    left = list(roots)
+    for root in reversed(roots):  # of two that say the same the first one stays
+        others = (below[other] for other in left if other != root)
+        if any(all(other.get(rest) is tensor for rest, tensor in below[root].items()) for other in others):
+            left.remove(root)
+    return left
 
 
 def _few(pairs: set[Pair]) -> set[Pair]:
