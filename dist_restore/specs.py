@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 # Bytes per element by TensorFlow's dtype names. Strings have no fixed size and count as 0 here; their bytes
@@ -227,9 +228,8 @@ class CheckpointIndex:
     @functools.cached_property  # of some 100,000 names, and asked for in several phases
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes, dtypes and keys; equal for equal indexes wherever the files lie."""
-        return _fingerprint(
-            (t.name, t.spec.dtype, *map(str, t.spec.shape), t.key, _slot_text(t.slot)) for t in self.tensors
-        )
+        texts = _SpecTexts()
+        return _fingerprint([f"{t.name}\0{texts.of(t.spec)}\0{t.key}\0{_slot_text(t.slot)}" for t in self.tensors])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -274,10 +274,8 @@ class TargetIndex:
     @functools.cached_property  # of some 100,000 names, and asked for in several phases
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes and dtypes; equal on all workers that built the same program."""
-        return _fingerprint(
-            (v.name, v.spec.dtype, *map(str, v.spec.shape), _slot_text(v.slot))
-            for v in sorted(self.variables, key=lambda v: v.name)
-        )
+        texts, variables = _SpecTexts(), sorted(self.variables, key=lambda v: v.name)
+        return _fingerprint([f"{v.name}\0{texts.of(v.spec)}\0{_slot_text(v.slot)}" for v in variables])
 
 
 def snake_case(class_name: str) -> str:
@@ -291,8 +289,19 @@ def _slot_text(slot: Slot | None) -> str:
     return "" if slot is None else f"{slot.optimizer}|{slot.role}|{slot.owner}"
 
 
-def _fingerprint(rows: object) -> str:
-    digest = hashlib.sha256()
-    for row in rows:  # type: ignore[attr-defined]
-        digest.update("\x00".join(row).encode("utf-8", "surrogatepass") + b"\x01")
-    return digest.hexdigest()
+class _SpecTexts:
+    """What fingerprints say of specs, which are few objects where variables are many."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, str] = {}  # by identity: the index holds the specs meanwhile
+
+    def of(self, spec: TensorSpec) -> str:
+        text = self._known.get(id(spec))
+        if text is None:
+            text = self._known[id(spec)] = "\0".join([spec.dtype, *map(str, spec.shape)])
+        return text
+
+
+def _fingerprint(rows: Iterable[str]) -> str:
+    text = "".join([f"{row}\x01" for row in rows])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -73,6 +73,8 @@ def align(
 
 
 def _rename(own: Mapping[str, SourceTensor], plan: Alignment) -> Alignment:
+    if not plan.pairs:
+        return dataclasses.replace(plan, names={name: (tensor,) for name, tensor in own.items()})
     names: dict[str, list[SourceTensor]] = collections.defaultdict(list)
     moved: dict[str, str] = {}
     doubtful: dict[str, str] = {}
@@ -132,16 +134,16 @@ def _root_pairs(
     wanted: Sequence[TargetVariable], own: Mapping[str, SourceTensor], claimed: frozenset[str], settled: _Settled
 ) -> set[Pair]:
     """The pairs of roots below which some name is the same."""
-    below: dict[str, list[str]] = collections.defaultdict(list)
-    for name in own:
-        root, slash, rest = name.partition("/")
-        if slash and root not in claimed:
-            below[rest].append(root)
     hits = any(t.name in own for t in wanted)
     # Where a part of the model has its own root (`enc`, `head`) and fits as it is, the others are parts too: what is
     # left over on both sides may be an old head and a new one, and only a person can tell.
     if any(t.name in own and t.group is Group.MODEL for t in wanted):
         return set()
+    below: dict[str, list[str]] = collections.defaultdict(list)
+    for name in own:
+        root, slash, rest = name.partition("/")
+        if slash and root not in claimed:
+            below[rest].append(root)
     found = {("", r, t.name) for t in wanted for r in _some(below, t.name) if not hits and settled.allow("", r)}
     found = found or set(_below_roots(wanted, own, below, claimed, settled))
     strong = {(t, r) for t, r, rest in found if "/" in rest}

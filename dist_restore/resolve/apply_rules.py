@@ -7,8 +7,8 @@ Every rule must fire.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Container, Iterator
+from typing import NamedTuple
 
 from dist_restore.errors import RuleError
 from dist_restore.resolve.names import Named, NameTable
@@ -19,8 +19,7 @@ from dist_restore.specs import SourceTensor, TargetVariable
 from dist_restore.transforms import Op
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Assignment:
+class Assignment(NamedTuple):
     """One target of one rule.
 
     Attributes:
@@ -107,14 +106,14 @@ class _Application:
 
     def _keep(self) -> bool:
         pattern = compile_pattern(self._rule.keep, regex=self._rule.regex)
-        found = [v.name for v, _ in _matches(pattern, self._targets) if self._decisions.decided(v.name) is None]
+        found = [v.name for _, v, _ in _matches(pattern, self._targets) if self._decisions.decided(v.name) is None]
         self._decisions.kept.update(dict.fromkeys(found, self._index))
         return bool(found)
 
     def _drop(self) -> bool:
         pattern = compile_pattern(self._rule.drop, regex=self._rule.regex)
         found = [
-            t.name for t, _ in _matches(pattern, self._sources, self._decisions.used) if self._may_drop(t, pattern)
+            t.name for _, t, _ in _matches(pattern, self._sources, self._decisions.used) if self._may_drop(t, pattern)
         ]
         self._decisions.dropped.update(dict.fromkeys(found, self._index))
         return bool(found)
@@ -127,37 +126,37 @@ class _Application:
 
     def _map(self) -> bool:
         fired = False
-        for captures in self._captures():
-            sources = self._lookup_sources(captures)
+        for name, captures in self._captures():
+            sources = self._lookup_sources(name, captures)
             if sources is not None:
                 fired |= self._assign(sources, captures)
         return fired
 
-    def _captures(self) -> Iterator[Captures]:
-        """The captures of each match, from the side whose captures stand alone."""
+    def _captures(self) -> Iterator[tuple[str | None, Captures]]:
+        """The captures of each match, from the side whose captures stand alone, and the source's name if it is that."""
         first = self._from[0]
         if first.computed:
             yield from self._captures_of_target(first)
         elif first.literal:
-            yield {}
+            yield None, {}
         else:
             # A list: what this rule takes on the way does not change what it matches.
-            yield from [captures for _, captures in _matches(first, self._sources, self._decisions.used)]
+            yield from [(name, found) for name, _, found in _matches(first, self._sources, self._decisions.used)]
 
-    def _captures_of_target(self, first: Pattern) -> Iterator[Captures]:
+    def _captures_of_target(self, first: Pattern) -> Iterator[tuple[None, Captures]]:
         driver = self._to[0]
         if driver.computed or not driver.bare:
             raise RuleError(
                 f"{first.text!r} and {driver.text!r} both compute with captures, so neither can be matched. "
                 "One side must have each capture alone, such as {i}."
             )
-        yield from (captures for _, captures in _matches(driver, self._targets))
+        yield from ((None, captures) for _, _, captures in _matches(driver, self._targets))
 
-    def _lookup_sources(self, captures: Captures) -> tuple[SourceTensor, ...] | None:
+    def _lookup_sources(self, matched: str | None, captures: Captures) -> tuple[SourceTensor, ...] | None:
         found: list[SourceTensor] = []
         for position, pattern in enumerate(self._from):
-            # The first regex is what was matched; only the others are templates.
-            name = captures["0"] if pattern.regex and position == 0 else pattern.fill(captures)
+            # What was matched is not filled in again; of regexes only the others are templates.
+            name = matched if position == 0 and matched is not None else pattern.fill(captures)
             tensor = self._sources.get(name) if name is not None else None
             if tensor is None:
                 self._refuse_half(found, name or pattern.text)
@@ -230,12 +229,14 @@ class _Application:
         return False
 
 
-def _matches(pattern: Pattern, table: NameTable[Named], taken: Container[str] = ()) -> Iterator[tuple[Named, Captures]]:
-    """Each item once, with the captures of the first of its names that matches; a pattern passes over `taken`."""
+def _matches(
+    pattern: Pattern, table: NameTable[Named], taken: Container[str] = ()
+) -> Iterator[tuple[str, Named, Captures]]:
+    """Each item once, with the first of its names that matches and its captures; a pattern passes over `taken`."""
     if pattern.literal:
         item = table.get(pattern.text)
         if item is not None:
-            yield item, {}
+            yield pattern.text, item, {}
         return
     seen: set[str] = set()
     for name, item in table.framed(pattern.prefix, pattern.suffix):
@@ -243,7 +244,7 @@ def _matches(pattern: Pattern, table: NameTable[Named], taken: Container[str] = 
             captures = pattern.match(name)
             if captures is not None:
                 seen.add(item.name)
-                yield item, captures
+                yield name, item, captures
 
 
 def _hint(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from dist_restore.resolve.alignment import PATH_KINDS, Alignment, align
@@ -108,6 +108,8 @@ def _claim(target: TargetVariable, name: str, source: SourceTensor, alignment: A
 
 def _judge(claims: Sequence[_Claim], alignment: Alignment) -> Outcome:
     """A match where all claims point to one source, and nothing is doubtful about it."""
+    if len(claims) == 1 and claims[0].how is not _How.ROOT:
+        return Match(claims[0].source, claims[0].evidence)
     candidates = {id(c.source): c.source for c in claims}
     if len(candidates) > 1:
         parts = "; ".join(f"{c.evidence} points to {c.source.name!r}" for c in claims[:4])
@@ -125,7 +127,8 @@ def _refuse_unequal_flat(
     sources: Side[SourceTensor],
 ) -> None:
     """Refuses what rests on a flattened name alone, where its family differs in number: numbers mislead there."""
-    weak = [n for n, o in found.items() if isinstance(o, Match) and all(c.how is _How.FLAT for c in claims[n])]
+    flat = [n for n in found if claims[n][-1].how is _How.FLAT]  # they come last
+    weak = [n for n in flat if isinstance(found[n], Match) and all(c.how is _How.FLAT for c in claims[n])]
     if not weak:
         return
     # A target has several such names where Keras counted the model's own name up: each counts once.
@@ -152,6 +155,9 @@ def _flat_aliases(aliases: Iterable[Alias]) -> list[Alias]:
 
 def _refuse_shared(found: dict[str, Outcome], claims: Mapping[str, Sequence[_Claim]]) -> None:
     """Where targets claim one source, and not each by a path that the source has itself, none of them gets it."""
+    sources = [id(claim.source) for own in claims.values() for claim in own]
+    if len(set(sources)) == len(sources):
+        return
     shared: dict[int, dict[str, _How]] = collections.defaultdict(dict)
     for target, own in claims.items():
         for claim in own:
@@ -168,15 +174,14 @@ def _refuse_shared(found: dict[str, Outcome], claims: Mapping[str, Sequence[_Cla
 
 
 def _lists(targets: Side[TargetVariable], sources: Side[SourceTensor], alignment: Alignment) -> Lists:
-    def theirs(tensors: Sequence[SourceTensor]) -> Iterable[str]:
-        return (new for name in own_names(tensors, PATH_KINDS) for new in alignment.in_program(name))
+    # Generators: where all open lists are equal, nobody asks for the rest.
+    def ours() -> Iterator[str]:
+        yield from own_names(targets.all, PATH_KINDS)
 
-    return Lists(
-        targets.own_names(PATH_KINDS),
-        alignment.names,
-        own_names(targets.all, PATH_KINDS),
-        theirs(sources.all),
-    )
+    def theirs() -> Iterator[str]:
+        yield from (new for name in own_names(sources.all, PATH_KINDS) for new in alignment.in_program(name))
+
+    return Lists(targets.own_names(PATH_KINDS), alignment.names, ours(), theirs())
 
 
 def _refuse_unequal_lists(

@@ -16,7 +16,7 @@ Named = TypeVar("Named", bound=SourceTensor | TargetVariable)
 _MATCHED = (AliasKind.SEMANTIC, AliasKind.FLAT)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Side(Generic[Named]):
     """One side of a match: what wants a partner, and everything, for what its names and its lists say."""
 
@@ -25,8 +25,11 @@ class Side(Generic[Named]):
 
     def own_names(self, kinds: Sequence[AliasKind]) -> dict[str, Named]:
         """The names of these kinds that mean one item only, of what is open."""
+        names = own_names(self.all, kinds)
+        if len(self.open) == len(self.all):
+            return names
         wanted = {id(item) for item in self.open}
-        return {name: item for name, item in own_names(self.all, kinds).items() if id(item) in wanted}
+        return {name: item for name, item in names.items() if id(item) in wanted}
 
 
 class NameTable(Generic[Named]):
@@ -79,15 +82,14 @@ class NameTable(Generic[Named]):
         for names, items in self._sorted:
             first = bisect.bisect_left(names, prefix)
             last = bisect.bisect_right(names, prefix, first, key=lambda name: name[: len(prefix)])
-            for position in range(first, last):
-                if names[position].endswith(suffix):
-                    yield names[position], items[position]
+            pairs = zip(names[first:last], items[first:last], strict=True)
+            yield from [pair for pair in pairs if pair[0].endswith(suffix)]
 
     @functools.cached_property
     def _sorted(self) -> tuple[tuple[Sequence[str], Sequence[Named]], ...]:
         aliases = own_names(self.items, _MATCHED)
         tables = self._canonical, {n: item for n, item in aliases.items() if n not in self._canonical}
-        return tuple((sorted(table), [table[n] for n in sorted(table)]) for table in tables)
+        return tuple((names, [table[n] for n in names]) for table in tables for names in [sorted(table)])
 
     def all_names(self) -> Iterable[str]:
         """Canonical names, for the nearest ones in messages."""
@@ -97,12 +99,13 @@ class NameTable(Generic[Named]):
 def own_names(items: Iterable[Named], kinds: Sequence[AliasKind]) -> dict[str, Named]:
     """The names of these kinds that mean one item only; a canonical name is nobody else's alias."""
     items = tuple(items)
-    canonical = {item.name: item for item in items}
     table = {item.name: item for item in items if item.name_kind in kinds}
+    others = [(alias.name, item) for item in items for alias in item.aliases if alias.kind in kinds]
+    if not others:  # so it is for variables that have no name but their path
+        return table
+    canonical = {item.name for item in items}
     shared: set[str] = set()
-    for item in items:
-        for alias in item.aliases:
-            known = alias.kind in kinds and alias.name not in canonical
-            if known and table.setdefault(alias.name, item) is not item:
-                shared.add(alias.name)
-    return {name: item for name, item in table.items() if name not in shared}
+    for name, item in others:
+        if name not in canonical and table.setdefault(name, item) is not item:
+            shared.add(name)
+    return {name: item for name, item in table.items() if name not in shared} if shared else table

@@ -7,8 +7,9 @@ slots the decision for their owner. What is left is reported with its nearest ca
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+from dist_restore.collecting import uncollected
 from dist_restore.entries import PlanEntry, Problem, Status, Unused
 from dist_restore.errors import RuleError
 from dist_restore.plan import RestorePlan
@@ -43,6 +44,7 @@ class Options:
     verify_slices: bool = False
 
 
+@uncollected()
 def resolve(sources: CheckpointIndex, targets: TargetIndex, rules: RuleSet, options: Options) -> RestorePlan:
     """Makes the plan.
 
@@ -60,6 +62,7 @@ class _Resolution:
         self._decisions = Decisions()
         self._suggester = Suggester(sources)
         self._optimizer_names = {o.name for o in targets.optimizers}, {o.name for o in sources.optimizers}
+        self._where = [rules.where(index) for index in range(len(rules.rules))]  # once, not for each variable
 
     def run(self) -> RestorePlan:
         source_table = NameTable(self._sources.tensors, "the checkpoint")
@@ -68,7 +71,8 @@ class _Resolution:
         owners = self._owners()
         entries = [owner.entry for owner in owners.values()]
         entries += self._slots(owners)
-        entries = [self._allow_keep(e) for e in entries]
+        if self._options.keep_unmatched:
+            entries = [_allow_keep(e) for e in entries]
         return self._plan(entries)
 
     def _owners(self) -> dict[str, Owner]:
@@ -127,8 +131,10 @@ class _Resolution:
 
     def _is_wrapped_otherwise(self, variable: TargetVariable, source: SourceTensor) -> bool:
         """Whether an optimizer's state comes from an optimizer that wraps another, or goes into one, but not both."""
-        ours, theirs = variable.name.rpartition("/")[0], source.name.rpartition("/")[0]
         names = self._optimizer_names
+        if not names[0] or not names[1]:
+            return False
+        ours, theirs = variable.name.rpartition("/")[0], source.name.rpartition("/")[0]
         if ours not in names[0] or theirs not in names[1]:
             return False
         return (f"{ours}/inner_optimizer" in names[0]) != (f"{theirs}/inner_optimizer" in names[1])
@@ -138,7 +144,7 @@ class _Resolution:
         return Owner(entry, choice if entry.filled else None)
 
     def _ruled_choice(self, assignment: Assignment) -> Choice:
-        evidence = self._rules.where(assignment.rule)
+        evidence = self._where[assignment.rule]
         return Choice(assignment.sources, assignment.ops, evidence, assignment.part, assignment.parts)
 
     def _unfilled(self, variable: TargetVariable, outcome: Conflict | None) -> PlanEntry:
@@ -185,11 +191,6 @@ class _Resolution:
                 )
         return self._rules.slots
 
-    def _allow_keep(self, entry: PlanEntry) -> PlanEntry:
-        if not self._options.keep_unmatched or entry.problem is not Problem.UNMATCHED:
-            return entry
-        return dataclasses.replace(entry, status=Status.KEPT, evidence="unmatched=keep", problem=Problem.NONE)
-
     def _plan(self, entries: Iterable[PlanEntry]) -> RestorePlan:
         marked = sorted(self._mark_unchecked(list(entries)), key=lambda e: e.target)
         used = {name for e in marked for name in e.sources}
@@ -228,8 +229,16 @@ class _Resolution:
         return Unused(tensor.name, "no variable of the model has this name")
 
 
-def partially_read(entries: Iterable[PlanEntry]) -> frozenset[str]:
+def _allow_keep(entry: PlanEntry) -> PlanEntry:
+    if entry.problem is not Problem.UNMATCHED:
+        return entry
+    return dataclasses.replace(entry, status=Status.KEPT, evidence="unmatched=keep", problem=Problem.NONE)
+
+
+def partially_read(entries: Collection[PlanEntry]) -> frozenset[str]:
     """Source names of which less than half is needed by all entries together."""
+    if not any(e.ops for e in entries):
+        return frozenset()
     needed: dict[str, int] = {}
     specs: dict[str, TensorSpec] = {}
     whole: set[str] = set()

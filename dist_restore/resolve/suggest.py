@@ -15,7 +15,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from dist_restore.entries import PlanEntry, Problem
 from dist_restore.resolve.nearest import likeness, nearest, tokens
 from dist_restore.resolve.patterns import MAX_PATTERN
-from dist_restore.specs import CheckpointIndex, TargetIndex, TensorSpec
+from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TensorSpec
 
 _NUMBER = re.compile(r"[0-9]+")
 # Pairs of names compared in one resolution (about a second): a bound on the work, far above what people read.
@@ -45,10 +45,14 @@ class Suggester:
     """Candidates for single targets, and the TOML text for a whole plan."""
 
     def __init__(self, sources: CheckpointIndex) -> None:
-        self._sources = {t.name: t for t in sources.tensors if t.slot is None}
+        self._index = sources
         self._pairs_left = MAX_PAIRS
         self._lead: dict[str, float] = {}
         self._nothing_alike: set[str] = set()
+
+    @functools.cached_property
+    def _sources(self) -> Mapping[str, SourceTensor]:
+        return {t.name: t for t in self._index.tensors if t.slot is None}
 
     @functools.cached_property
     def _words(self) -> Mapping[str, frozenset[str]]:
@@ -73,8 +77,10 @@ class Suggester:
         self, entries: Sequence[PlanEntry], targets: TargetIndex, used: Container[str]
     ) -> list[PlanEntry]:
         """The entries, those that nothing fills with their candidates among the sources that are still free."""
-        owners = {v.name for v in targets.variables if v.slot is None}  # a slot has those of its owner
-        open_ = {e.target for e in entries if e.problem is Problem.UNMATCHED and not e.candidates} & owners
+        open_ = {e.target for e in entries if e.problem is Problem.UNMATCHED and not e.candidates}
+        if not open_:
+            return list(entries)
+        open_ &= {v.name for v in targets.variables if v.slot is None}  # a slot has those of its owner
         return [
             dataclasses.replace(e, candidates=self._candidates(e, used)) if e.target in open_ else e for e in entries
         ]
@@ -123,8 +129,11 @@ class Suggester:
           used: source names that something uses.
           ruled: targets that rules decided; another rule for these would only contradict.
         """
+        refused = [e for e in entries if e.problem is not Problem.NONE]
+        if not refused:
+            return ""
         owners = {v.name for v in targets.variables if v.slot is None}
-        refused = [e for e in entries if e.target in owners and e.problem is not Problem.NONE]
+        refused = [e for e in refused if e.target in owners]
         found = [p for e in refused if e.target not in ruled and (p := self._propose(e)) and _can_be_written(p)]
         rules = _without_rivals(found, used)
         proposed = {p.target for p in rules}
