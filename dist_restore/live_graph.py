@@ -29,6 +29,8 @@ _KERAS_INTERNAL = frozenset(
     "_nested_outputs inputs outputs _inputs _outputs _inputs_struct _outputs_struct".split()
 )
 _NO_STATE = (str, bytes, int, float, bool, type(None), tf.Tensor, tf.DType, tf.TensorShape)
+# Often kept by a model and called in its data pipeline only; building them creates no variable.
+_LOOKUPS = (keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization)
 
 
 class LiveLeaf(NamedTuple):
@@ -127,7 +129,7 @@ class _Walker:
             seen = len(self._objects)
 
     def refuse_unbuilt(self) -> None:
-        unbuilt = [o for o in self._objects if isinstance(o, keras.Layer) and not o.built]
+        unbuilt = [o for o in self._objects if isinstance(o, keras.Layer) and not o.built and not _is_lookup(o)]
         if unbuilt:
             names = ", ".join(f"{o.name!r} ({type(o).__name__})" for o in unbuilt[:8])
             raise UnbuiltModelError(
@@ -319,6 +321,11 @@ def _holds_state(value: object, depth: int = 0) -> bool:
 
 def _is_container(item: object) -> bool:
     return isinstance(item, (list, tuple, Mapping))
+
+
+def _is_lookup(item: keras.Layer) -> bool:
+    """Whether a layer is a lookup that never gets variables; only the weights of `tf_idf` are one."""
+    return isinstance(item, _LOOKUPS) and getattr(item, "output_mode", "") != "tf_idf"
 
 
 def _is_variable(item: object) -> bool:

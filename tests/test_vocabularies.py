@@ -213,6 +213,47 @@ def test_the_vocabulary_of_a_lookup_layer_is_taken() -> None:
     assert op.rows is not None and op.rows.rows().tolist() == [0, 1, 3, -1, 2]
 
 
+def test_a_layer_stands_for_its_vocabulary() -> None:
+    import keras
+
+    old = keras.layers.StringLookup(vocabulary=["x", "y"])
+    new = keras.layers.TextVectorization(vocabulary=["y", "x"], output_mode="int")
+    op = RemapRows(new_rows=Fill.ZEROS, old_vocab=old, new_vocab=new)
+    # TextVectorization's row 0 is for padding; StringLookup's row 0 is [UNK].
+    assert op.rows is not None and op.rows.rows().tolist() == [-1, 0, 2, 1]
+    assert op == RemapRows(new_rows=Fill.ZEROS, old_vocab=["[UNK]", "x", "y"], new_vocab=new.get_vocabulary())
+    numbers = [keras.layers.IntegerLookup(vocabulary=v) for v in ([10, 20], [20, 30, 10])]
+    op = RemapRows(new_rows=Fill.ZEROS, old_vocab=numbers[0], new_vocab=numbers[1])
+    assert op.rows is not None and op.rows.rows().tolist() == [0, 2, -1, 1]
+
+
+def test_a_layer_and_a_file_go_together(tmp_path: pathlib.Path) -> None:
+    import keras
+
+    (tmp_path / "old.txt").write_text("[UNK]\nx\ny\n")
+    layer = keras.layers.StringLookup(vocabulary=["y", "x"])
+    op = RemapRows(new_rows=Fill.ZEROS, old_vocab=str(tmp_path / "old.txt"), new_vocab=layer)
+    assert rows_of(RuleSet.of([Rule("a", "b", (op,))])) == [0, 2, 1]
+
+
+@pytest.mark.parametrize("tokens", [["a", 1.5], ["a", True], [b"a"]])
+def test_a_layer_whose_tokens_are_no_text_is_refused(tokens: list[object]) -> None:
+    class Layer:
+        def get_vocabulary(self) -> list[object]:
+            return tokens
+
+    with pytest.raises(RuleError, match=r"new_vocab must be .*layer with get_vocabulary"):
+        RemapRows(new_rows=Fill.KEEP, old_vocab=["a"], new_vocab=Layer())
+
+
+def test_several_rows_for_unknown_tokens_are_one_token_twice_and_refused() -> None:
+    import keras
+
+    layer = keras.layers.StringLookup(vocabulary=["x"], num_oov_indices=2)
+    with pytest.raises(RuleError, match="old vocabulary has one token twice, in rows 0 and 1"):
+        RemapRows(new_rows=Fill.KEEP, old_vocab=layer, new_vocab=["x"])
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

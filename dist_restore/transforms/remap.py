@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,17 @@ from dist_restore.transforms.lossless import require_finite
 from dist_restore.transforms.row_map import RowMap
 
 Tokens: TypeAlias = tuple[str, ...]
-Vocabulary: TypeAlias = "str | Tokens | None"
+
+
+@runtime_checkable
+class HasVocabulary(Protocol):
+    """What knows its own tokens, as Keras' StringLookup, IntegerLookup and TextVectorization do."""
+
+    def get_vocabulary(self) -> Sequence[object]:
+        """The tokens in the order of their rows, those of masks and of unknown tokens too."""
+
+
+Vocabulary: TypeAlias = "str | Sequence[str] | HasVocabulary | None"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +51,8 @@ class RemapRows(MapOp):
     vocabulary lacks loses its row. Two rows of one token are refused.
 
     Attributes:
-      old_vocab: the checkpoint's tokens in the order of its rows: a text file with one token in each line, or the
-        tokens themselves, such as a StringLookup layer's `get_vocabulary()`. In a plan, a label.
+      old_vocab: the checkpoint's tokens in the order of its rows: a text file with one token in each line, the tokens
+        themselves, or from Python what has them: a StringLookup or TextVectorization layer. In a plan, a label.
       new_vocab: the target's, likewise.
       new_rows: what rows of new tokens are. `mean` and `normal` go by column: the mean of all source rows, or drawn
         with their mean and deviation.
@@ -80,8 +90,8 @@ class RemapRows(MapOp):
         """See `Op`."""
         return cls(
             new_rows=Fill(fields.choice("new_rows", FILL_NAMES)),
-            old_vocab=fields.maybe_texts("old_vocab"),
-            new_vocab=fields.maybe_texts("new_vocab"),
+            old_vocab=_given(fields, "old_vocab"),
+            new_vocab=_given(fields, "new_vocab"),
             axis=fields.integer("axis", 0),
             rows=RowMap.parse(fields.text("rows")) if "rows" in fields.values else None,
             seed=fields.integer("seed", 0),
@@ -95,7 +105,9 @@ class RemapRows(MapOp):
         """
         if self.rows is not None or self.old_vocab is None or self.new_vocab is None:
             return self
-        return dataclasses.replace(self, rows=rows_of(self.old_vocab, self.new_vocab))
+        old, new = (_tokens(self.NAME, "vocabulary", v) for v in (self.old_vocab, self.new_vocab))
+        assert old is not None and new is not None
+        return dataclasses.replace(self, rows=rows_of(old, new))
 
     def bind(self, specs: Specs, site: Site) -> RemapRows:
         """See `Op`."""
@@ -225,14 +237,28 @@ class RemapRows(MapOp):
         return normal_axis(self.NAME, self.axis, len(spec.shape), spec.shape)
 
 
-def _tokens(op: str, key: str, value: object) -> Vocabulary:
+def _tokens(op: str, key: str, value: object) -> str | Tokens | None:
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, HasVocabulary):
+        value = [_text_of(token) for token in value.get_vocabulary()]
     if not isinstance(value, Sequence) or not all(isinstance(token, str) for token in value):
         raise rule_error(
-            op, f"{key} must be the path of a file of tokens, or a list of strings", f"Correct {key} in the {op} op"
+            op,
+            f"{key} must be the path of a file of tokens, a list of strings, or a layer with get_vocabulary()",
+            f"Correct {key} in the {op} op",
         )
     return tuple(map(str, value))
+
+
+def _given(fields: Fields, key: str) -> Vocabulary:
+    value = fields.values.get(key)
+    return value if isinstance(value, HasVocabulary) else fields.maybe_texts(key)
+
+
+def _text_of(token: object) -> object:
+    """An IntegerLookup's tokens are whole numbers; what is neither these nor text stays, to be refused."""
+    return str(token) if isinstance(token, (int, np.integer)) and not isinstance(token, bool) else token
 
 
 def _named(vocabulary: Vocabulary) -> str:
