@@ -1,4 +1,4 @@
-"""Case 13 of the silent failures: a vocabulary permuted at the same size, in a model that holds it in a lookup layer."""
+"""Case 13 of the silent failures: a vocabulary permuted at the same size, in a model whose lookup layer holds it."""
 
 from __future__ import annotations
 
