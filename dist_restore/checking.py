@@ -58,6 +58,8 @@ def _checks(located: Sequence[Located], source: Source) -> Iterator[_Check]:
             if place is None or direct is None:
                 if read.whole:
                     yield Work(SCRATCH, functools.partial(_start_other, read.name, source))
+            elif place.crc32c is None:
+                continue  # nothing to compare; that the file is long enough was seen when it was opened
             elif place.size >= SCRATCH:
                 yield Work(SCRATCH, functools.partial(_start_large, read.name, place, direct))
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from safetensors.numpy import save_file
 
 import dist_restore as dr
+from dist_restore.sources.base import DirectSource
 from dist_restore.specs import Box
 from dist_restore.transforms import Slice, Transpose
 from format_files import BARE_RULES, RULES, WRITERS, build, weights_of
@@ -168,6 +171,35 @@ def test_a_slice_reads_only_its_rows(name: str, tmp_path: pathlib.Path) -> None:
     report = restore(root, path, rules=[rule])
     assert_holds(root["rows"], model.variables[0].numpy()[100:108])
     assert report.bytes_read[0] < 64 << 10  # of 1 MB
+
+
+@pytest.mark.parametrize("name", ["safetensors", "sharded", "weights", "legacy"])
+def test_a_large_tensor_is_read_once_in_place_and_reaches_every_replica(
+    name: str, tmp_path: pathlib.Path, strategy: tf.distribute.Strategy
+) -> None:
+    def make() -> keras.Model:
+        inputs = keras.Input((1500,))
+        return keras.Model(inputs, keras.layers.Dense(1000, name="big")(inputs))
+
+    original = make()
+    scramble(original, seed=3)
+    path = WRITERS[name](original, tmp_path)
+    with strategy.scope():
+        model = make()
+    report = restore(model, path)
+    assert_equal(model, original)
+    assert report.bytes_read == (sum(v.numpy().nbytes for v in original.variables),)
+    with opened(path) as source:  # 6 MB, by several threads, straight into the memory that the variable gets
+        assert isinstance(source, DirectSource)
+        assert source.stored("big/kernel").crc32c is None
+
+
+def test_a_file_that_was_cut_after_it_was_opened_is_refused(tmp_path: pathlib.Path) -> None:
+    save_file({"big.kernel": np.ones((1500, 1000), np.float32)}, tmp_path / "cut.safetensors")
+    with opened(tmp_path / "cut.safetensors") as source:
+        os.truncate(tmp_path / "cut.safetensors", 5_000_000)
+        with pytest.raises(dr.CheckpointCorruptError, match=r"big/kernel.*truncated"):
+            source.read_stored("big/kernel", 0, np.empty(6_000_000, np.uint8))
 
 
 def test_a_wide_matrix_is_read_column_by_column_where_the_gaps_are_large(tmp_path: pathlib.Path) -> None:

@@ -224,7 +224,7 @@ class Remote:
 
     def _row(self, entry: PlanEntry) -> Assigned:
         stored = self._source.stored(entry.sources[0]) if isinstance(self._source, BundleSource) else None
-        crc = stored.crc32c if stored is not None else 0
+        crc = (stored.crc32c or 0) if stored is not None else 0
         return Assigned(entry.target, (crc,), entry.bytes, crc)
 
 

@@ -65,13 +65,13 @@ class Stored(NamedTuple):
       file: number of the data file.
       offset: first byte in that file.
       size: how many bytes.
-      crc32c: their checksum, not masked.
+      crc32c: their checksum, not masked; None where the format has none.
     """
 
     file: int
     offset: int
     size: int
-    crc32c: int
+    crc32c: int | None
 
 
 @runtime_checkable

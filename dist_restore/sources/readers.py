@@ -17,6 +17,7 @@ import numpy as np
 
 from dist_restore.errors import CheckpointCorruptError, RestoreError, UnsupportedFormatError
 from dist_restore.sources import files
+from dist_restore.sources.base import Stored
 from dist_restore.sources.boxes import bytes_of, read_box
 from dist_restore.sources.tf_dtypes import numpy_dtype
 from dist_restore.specs import Box, CheckpointIndex, TensorSpec
@@ -124,7 +125,7 @@ class RawTensor:
 
 
 class ReaderSource:
-    """A `Source` over readers."""
+    """A `Source` over readers; a `DirectSource` for what lies in a file as it lies in memory."""
 
     def __init__(
         self,
@@ -177,6 +178,20 @@ class ReaderSource:
         """See `Source.check`."""
         with _named(name):
             return self._readers[name].check()
+
+    def stored(self, name: str) -> Stored | None:
+        """See `DirectSource.stored`."""
+        reader = self._readers[name]
+        if not isinstance(reader, RawTensor) or not reader.dtype.isnative:
+            return None
+        return Stored(self._data.index(reader.file), reader.offset, self._specs[name].nbytes, None)
+
+    def read_stored(self, name: str, begin: int, out: np.ndarray) -> None:
+        """See `DirectSource.read_stored`."""
+        reader = self._readers[name]
+        assert isinstance(reader, RawTensor)
+        with _named(name):
+            reader.file.fill(reader.offset + begin, out)
 
     def close(self) -> None:
         """See `Source.close`."""
