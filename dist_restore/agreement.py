@@ -28,7 +28,8 @@ def require_targets(plan: RestorePlan, targets: TargetIndex) -> None:
             f"The plan {plan.digest[:12]} does not have one entry for each variable. Make it again."
         )
     for entry in plan.entries:
-        _require(_same(entry.spec, specs[entry.target]) and _is_whole(entry), plan, entry)
+        if not (_same(entry.spec, specs[entry.target]) and _is_whole(entry)):
+            raise _unfit(plan, entry)
 
 
 def require_checkpoint(plan: RestorePlan, index: CheckpointIndex) -> None:
@@ -41,7 +42,8 @@ def require_checkpoint(plan: RestorePlan, index: CheckpointIndex) -> None:
     specs = {t.name: t.spec for t in index.tensors}
     for entry in plan.entries:
         for name, spec in zip(entry.sources, entry.source_specs, strict=False):
-            _require(_same(specs.get(name), spec), plan, entry)
+            if not _same(specs.get(name), spec):
+                raise _unfit(plan, entry)
 
 
 def _same(one: TensorSpec | None, other: TensorSpec) -> bool:
@@ -63,13 +65,12 @@ def _makes(entry: PlanEntry) -> bool:
         return False
 
 
-def _require(fits: bool, plan: RestorePlan, entry: PlanEntry) -> None:
-    if not fits:
-        raise PlanMismatchError(
-            f"The plan {plan.digest[:12]} does not fit: its entry for {entry.target!r} names sources, shapes or ops "
-            "that are not those of the checkpoint and the program. Make it again.",
-            names=(entry.target,),
-        )
+def _unfit(plan: RestorePlan, entry: PlanEntry) -> PlanMismatchError:
+    return PlanMismatchError(
+        f"The plan {plan.digest[:12]} does not fit: its entry for {entry.target!r} names sources, shapes or ops "
+        "that are not those of the checkpoint and the program. Make it again.",
+        names=(entry.target,),
+    )
 
 
 def _difference(plan: RestorePlan, targets: TargetIndex) -> str:

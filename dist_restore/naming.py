@@ -204,10 +204,13 @@ def _trees(nodes: Sequence[Node]) -> frozenset[int]:
     parents = collections.Counter(child for node in nodes for _, child in node.edges)
     order = [0]  # grows on the way
     for index in order:
-        order += [child for _, child in nodes[index].edges if child and parents[child] == 1]
+        edges = nodes[index].edges
+        if edges:
+            order += [child for _, child in edges if child and parents[child] == 1]
     found = set[int]()
     for index in reversed(order):
-        if all(child in found for _, child in nodes[index].edges):
+        edges = nodes[index].edges
+        if not edges or all(child in found for _, child in edges):
             found.add(index)
     return frozenset(found)
 
@@ -375,6 +378,10 @@ def _slot_table(
 
 
 def _name_leaf(index: int, leaf: Leaf, paths: list[_Path], flat: str | None) -> NamedLeaf:
+    first = paths[0]
+    if len(paths) == 1 and first.raw == first.text and first.text and not flat:  # so it is in plain modules
+        own = () if leaf.full_name in ("", first.text) else (Alias(leaf.full_name, AliasKind.POSITIONAL),)
+        return NamedLeaf(index, leaf, first.text, first.kind, own, None)
     names: dict[str, AliasKind] = {}  # of equal names the first, most semantic one counts
     for path in paths:
         names.setdefault(path.text, path.kind)
@@ -385,8 +392,8 @@ def _name_leaf(index: int, leaf: Leaf, paths: list[_Path], flat: str | None) -> 
     names.setdefault(leaf.full_name, AliasKind.POSITIONAL)
     if flat:
         names.setdefault(flat, AliasKind.FLAT)
-    name = paths[0].text or leaf.full_name or leaf.key
-    return NamedLeaf(index, leaf, name, paths[0].kind, _aliases(names, name), None)
+    name = first.text or leaf.full_name or leaf.key
+    return NamedLeaf(index, leaf, name, first.kind, _aliases(names, name), None)
 
 
 def _raw_kind(path: _Path) -> AliasKind:

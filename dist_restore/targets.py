@@ -123,13 +123,14 @@ class _Specs:
 
     def of(self, name: str, variable: tf.Variable) -> TensorSpec:
         shape, dtype = variable.shape, variable.dtype.name
-        if not shape.is_fully_defined():
+        sizes = shape.as_list() if shape.rank is not None else [None]
+        if None in sizes:
             raise UnbuiltModelError(
                 f"{name}: the variable's shape is {shape}, and a restore needs it fully defined. "
                 "Create it with an explicit shape.",
                 names=(name,),
             )
-        key = tuple(shape.as_list()), dtype
+        key = tuple(sizes), dtype
         spec = self._known.get(key)
         if spec is None:
             spec = self._known[key] = TensorSpec(*key)

@@ -79,17 +79,17 @@ class NameTable(Generic[Named]):
         Positional names are left out: `optimizer/{rest}` would otherwise match most of a Keras 3 model, whose
         variables are also `optimizer/trainable_variables/N`.
         """
-        for names, items in self._sorted:
+        for names, table in self._sorted:
             first = bisect.bisect_left(names, prefix)
             last = bisect.bisect_right(names, prefix, first, key=lambda name: name[: len(prefix)])
-            pairs = zip(names[first:last], items[first:last], strict=True)
-            yield from [pair for pair in pairs if pair[0].endswith(suffix)]
+            # A list made at once: 40 ns a name, where a loop takes 90; 20 rules may ask for 100,000 names each.
+            yield from [(name, table[name]) for name in names[first:last] if name.endswith(suffix)]
 
     @functools.cached_property
-    def _sorted(self) -> tuple[tuple[Sequence[str], Sequence[Named]], ...]:
+    def _sorted(self) -> tuple[tuple[Sequence[str], Mapping[str, Named]], ...]:
         aliases = own_names(self.items, _MATCHED)
         tables = self._canonical, {n: item for n, item in aliases.items() if n not in self._canonical}
-        return tuple((names, [table[n] for n in names]) for table in tables for names in [sorted(table)])
+        return tuple((sorted(table), table) for table in tables)
 
     def all_names(self) -> Iterable[str]:
         """Canonical names, for the nearest ones in messages."""

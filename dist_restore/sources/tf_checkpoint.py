@@ -7,7 +7,7 @@ are stored under `optimizer/_trainable_variables/N`, because the shorter path wi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -42,6 +42,7 @@ class TfCheckpoint:
             self._bundle.close()
             raise
         self._keys = {t.name: t.key for t in self._index.tensors}
+        self._stored: dict[str, Stored | None] = {}
 
     @property
     def bytes_read(self) -> int:
@@ -72,7 +73,10 @@ class TfCheckpoint:
 
     def stored(self, name: str) -> Stored | None:
         """See `DirectSource.stored`."""
-        return self._bundle.stored(self._keys[name])
+        # Both passes ask for each tensor; threads may compute one twice, to the same end.
+        if name not in self._stored:
+            self._stored[name] = self._bundle.stored(self._keys[name])
+        return self._stored[name]
 
     def read_stored(self, name: str, begin: int, out: np.ndarray) -> None:
         """See `DirectSource.read_stored`."""
@@ -154,24 +158,21 @@ def _read_graph(
         raise CheckpointCorruptError(
             f"{prefix}: the object graph ({OBJECT_GRAPH_KEY}) cannot be parsed: {error}. Use another checkpoint."
         ) from error
-    nodes = [_node(proto) for proto in graph.nodes] or [Node()]
+    others: list[tuple[str, str]] = []
+    nodes = [_node(proto, others) for proto in graph.nodes] or [Node()]
     leaves, optimizers = name_graph(nodes)
-    return leaves, optimizers, list(_ignored(graph.nodes, bundle.entries))
+    reasons = [(key, f"state of an object that is no variable ({name})") for name, key in others]
+    return leaves, optimizers, [(key, reason) for key, reason in reasons if key in bundle.entries]
 
 
-def _node(proto: trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject) -> Node:
-    # A list, not a generator: half of the time where most objects have an attribute, or one child, and nothing else.
+def _node(
+    proto: trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject, others: list[tuple[str, str]]
+) -> Node:
+    """One object; the names and keys of its attributes that are no variable's value are added to `others`."""
+    # Lists, not generators: half of the time where most objects have one attribute, or children, and nothing else.
     leaves = [Leaf(a.checkpoint_key, a.full_name) for a in proto.attributes if a.name == _VALUE]
+    if len(leaves) < len(proto.attributes):
+        others += [(a.name, a.checkpoint_key) for a in proto.attributes if a.name != _VALUE]
     edges = tuple([(c.local_name, c.node_id) for c in proto.children])
     slots = [(s.original_variable_node_id, s.slot_name, s.slot_variable_node_id) for s in proto.slot_variables]
     return Node(edges, leaves[0] if leaves else None, slots=tuple(slots))
-
-
-def _ignored(
-    protos: Iterable[trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject],
-    entries: Mapping[str, object],
-) -> Iterator[tuple[str, str]]:
-    for proto in protos:
-        for attribute in proto.attributes:
-            if attribute.name != _VALUE and attribute.checkpoint_key in entries:
-                yield attribute.checkpoint_key, f"state of an object that is no variable ({attribute.name})"
