@@ -29,6 +29,24 @@ _FAMILIES = frozenset(
 _SAME_MOMENTS = frozenset({"adam", "adamw", "nadam"})
 # What the base class of Keras 3 keeps, whatever the class.
 _CLASSLESS = frozenset({"average", "accumulated_gradient"})
+# The class of what keeps averages of weights beside an optimizer (`tf.train.ExponentialMovingAverage`).
+SHADOWS = "exponentialmovingaverage"
+# What TF1 calls slots in a name-based checkpoint, `dense/kernel/Adam_1`: by the name of the class, and in the order in
+# which it makes them. RMSProp has one more where it is centered.
+_TF1_SLOTS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
+    "Adam": ("adam", (("momentum", "velocity"),)),
+    "Momentum": ("momentum", (("momentum",),)),
+    "RMSProp": ("rmsprop", (("velocity", "momentum"), ("velocity", "average_gradient", "momentum"))),
+    "Adagrad": ("adagrad", (("accumulator",),)),
+    "Adadelta": ("adadelta", (("accumulated_grad", "accumulated_delta_var"),)),
+    "Ftrl": ("ftrl", (("accumulator", "linear"),)),
+    "ExponentialMovingAverage": (SHADOWS, (("average",),)),
+}
+# BERT's own optimizer (`AdamWeightDecayOptimizer`) spells its roles out.
+_TF1_ROLES = {"adam_m": ("adamw", "momentum"), "adam_v": ("adamw", "velocity")}
+# Classes of TF1 whose slots mean something else than those of any class of Keras: `Momentum` sums gradients up, and
+# the SGD of Keras steps, which have the learning rate in them.
+_TF1_FAMILIES = frozenset({"momentum", SHADOWS})
 # How a slot scales when its variable's gradient is scaled: 1 for a mean of gradients, 2 for one of squares,
 # -1 for an average of the variable itself (which scales with the variable).
 _DEGREES = {
@@ -66,7 +84,20 @@ def family_of(label: str) -> str:
 
 def is_known(family: str) -> bool:
     """Whether a class is one of those whose slots are known here; a user's own class is not."""
-    return family in _FAMILIES
+    return family in _FAMILIES or family in _TF1_FAMILIES
+
+
+def family_of_tf1_slot(word: str) -> str | None:
+    """The class of the optimizer whose slot's name ends in a word; None where no optimizer of TF1 uses it."""
+    found = _TF1_SLOTS.get(word) or _TF1_ROLES.get(word)
+    return found[0] if found is not None else None
+
+
+def roles_of_tf1_slots(word: str, count: int) -> tuple[str, ...]:
+    """The roles of a variable's slots of one word, in the order of their numbers; empty where they are not so many."""
+    if word in _TF1_ROLES:
+        return (_TF1_ROLES[word][1],) if count == 1 else ()
+    return next((roles for roles in _TF1_SLOTS[word][1] if len(roles) == count), ())
 
 
 def same_meaning(source: str, target: str, role: str) -> bool:

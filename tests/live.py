@@ -244,8 +244,9 @@ def train_step(
     def replica(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(x) - y)) / strategy.num_replicas_in_sync
+            scaled = optimizer.scale_loss(loss)  # by a power of two, where the optimizer scales at all
         variables = model.trainable_variables
-        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
         return loss
 
     @tf.function

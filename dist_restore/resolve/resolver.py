@@ -19,6 +19,7 @@ from dist_restore.resolve.containers import match_containers
 from dist_restore.resolve.matching import Conflict, Match, Outcome, match_names
 from dist_restore.resolve.names import NameTable, Side
 from dist_restore.resolve.nearest import quote
+from dist_restore.resolve.optimizer_state import TF1_STEP, OptimizerState
 from dist_restore.resolve.places import match_places, refuse_other_members
 from dist_restore.resolve.positions import match_positions
 from dist_restore.resolve.rules import RuleSet
@@ -61,8 +62,8 @@ class _Resolution:
         self._sources, self._targets, self._rules, self._options = sources, targets, rules, options
         self._decisions = Decisions()
         self._suggester = Suggester(sources)
-        self._optimizer_names = {o.name for o in targets.optimizers}, {o.name for o in sources.optimizers}
         self._where = [rules.where(index) for index in range(len(rules.rules))]  # once, not for each variable
+        self._state = OptimizerState(targets, sources)
 
     def run(self) -> RestorePlan:
         source_table = NameTable(self._sources.tensors, "the checkpoint")
@@ -87,6 +88,12 @@ class _Resolution:
             return {}
         taken = self._decisions.used.keys() | self._decisions.dropped.keys()
         free = [t for t in self._sources.tensors if t.slot is None and t.name not in taken]
+        state = self._state.match(open_targets, free)
+        if state:
+            open_targets = [v for v in open_targets if v.name not in state]
+            # TF1's step may be wanted twice: as iterations, and by a variable of its own name.
+            matched = {o.source.name for o in state.values() if isinstance(o, Match)} - {TF1_STEP}
+            free = [t for t in free if t.name not in matched]
         settled = [(n, s.name) for n, a in self._decisions.assigned.items() for s in a.sources]
         owners = [t for t in self._sources.tensors if t.slot is None]
         found = match_names(Side(open_targets, owned), Side(free, owners), settled)
@@ -99,7 +106,7 @@ class _Resolution:
         )
         found = {**found, **by_place}
         found = {**found, **match_places(Side([v for v in open_targets if v.name not in found], owned), free)}
-        return refuse_other_members(found, open_targets)
+        return {**refuse_other_members(found, open_targets), **state}
 
     def _with_rules(self, found: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
         """What names and rules decided together: positions must agree with both."""
@@ -118,26 +125,15 @@ class _Resolution:
         if rule is not None:
             where = self._rules.where(rule)
             return Owner(unfilled(variable, Status.KEPT, "kept by a rule", evidence=where), None)
-        if isinstance(outcome, Match) and self._is_wrapped_otherwise(variable, outcome.source):
-            outcome = Conflict(
-                (outcome.source,),
-                "one side's optimizer is wrapped in another (LossScaleOptimizer), whose own state of this name means "
-                "nothing to the one inside; a rule must say which is meant, such as from = "
-                '"optimizer/inner_optimizer/iterations"',
-            )
+        own = self._state.keep_reason(variable)
+        if own:
+            return Owner(unfilled(variable, Status.KEPT, own, evidence="the optimizer is wrapped now"), None)
+        doubt = self._state.doubt(variable, outcome.source) if isinstance(outcome, Match) else ""
+        if isinstance(outcome, Match) and doubt:
+            outcome = Conflict((outcome.source,), doubt)
         if isinstance(outcome, Match):
             return self._filled(variable, Choice((outcome.source,), (), outcome.evidence))
         return Owner(self._unfilled(variable, outcome), None)
-
-    def _is_wrapped_otherwise(self, variable: TargetVariable, source: SourceTensor) -> bool:
-        """Whether an optimizer's state comes from an optimizer that wraps another, or goes into one, but not both."""
-        names = self._optimizer_names
-        if not names[0] or not names[1]:
-            return False
-        ours, theirs = variable.name.rpartition("/")[0], source.name.rpartition("/")[0]
-        if ours not in names[0] or theirs not in names[1]:
-            return False
-        return (f"{ours}/inner_optimizer" in names[0]) != (f"{theirs}/inner_optimizer" in names[1])
 
     def _filled(self, variable: TargetVariable, choice: Choice) -> Owner:
         entry = build_entry(variable, choice)
@@ -163,7 +159,8 @@ class _Resolution:
         rule = self._decisions.dropped.get(variable.name)
         if rule is not None:
             return f"the source of this name is dropped by {self._rules.where(rule)}."
-        return "the checkpoint has no tensor of this name."
+        known = self._state.unmatched_reason(variable)
+        return f"{known}." if known else "the checkpoint has no tensor of this name."
 
     def _slots(self, owners: Mapping[str, Owner]) -> list[PlanEntry]:
         resolver = SlotResolver(self._sources, self._targets, self._slot_roles(), frozenset(self._decisions.dropped))
@@ -222,10 +219,16 @@ class _Resolution:
         if tensor.name in self._decisions.missed:
             rule, name = self._decisions.missed[tensor.name]
             return Unused(tensor.name, f"{self._rules.where(rule)} maps it to {name}, which it cannot fill")
+        known = self._state.unused_reason(tensor)
+        if known:
+            return Unused(tensor.name, known)
         if tensor.slot is not None:
             return Unused(tensor.name, f"slot {tensor.slot.role!r} of {tensor.slot.owner!r}, which no target has")
         if tensor.tracker_only:
             return Unused(tensor.name, "the checkpoint's own counter of saves")
+        if tensor.name in self._decisions.assigned:
+            where = self._rules.where(self._decisions.assigned[tensor.name].rule)
+            return Unused(tensor.name, f"{where} fills the variable of this name from another tensor")
         return Unused(tensor.name, "no variable of the model has this name")
 
 

@@ -49,12 +49,7 @@ class SlotResolver:
                 self._table[slot.optimizer, slot.role, slot.owner] = tensor
                 self._of_owner[slot.role, slot.owner].add(slot.optimizer)
         self._theirs = {o.name: o for o in sources.optimizers if o.roles}
-        numbered = ", ".join(repr(o.name) for o in sources.optimizers)
-        self._without_slots = (
-            f"the checkpoint numbers the variables of {numbered} and says neither their roles nor their owners"
-            if numbered
-            else "the checkpoint holds no optimizer slots"
-        )
+        self._silent = [o for o in sources.optimizers if not o.roles]
         self._ours = {o.name: o for o in targets.optimizers if o.roles}
         self._roles = {ours: theirs for theirs, ours in roles}
 
@@ -64,6 +59,10 @@ class SlotResolver:
         assert slot is not None
         if owner.choice is None:
             return self._follow_unfilled(target, owner.entry)
+        if any(s.slot is not None for s in owner.choice.sources):
+            return self._follow_slot(target, owner.choice)
+        if not self._theirs:
+            return self._unmatched(target, self._why_no_slots(target))
         role = self._roles.get(slot.role, slot.role)
         optimizer = self._pair(slot.optimizer, role, owner.choice.sources)
         if isinstance(optimizer, str):
@@ -75,7 +74,7 @@ class SlotResolver:
         tensors = tuple(t for t in found if t is not None)
         if len(tensors) < len(found):
             missing = owner.choice.sources[found.index(None)].name
-            return self._unmatched(target, f"the checkpoint has no slot {role!r} of {missing!r}")
+            return self._unmatched(target, f"the checkpoint has no slot {role!r} of {missing!r}{_to_begin(target)}")
         return self._build(target, owner.choice, tensors, optimizer.family)
 
     def _follow_unfilled(self, target: TargetVariable, entry: PlanEntry) -> PlanEntry:
@@ -87,8 +86,6 @@ class SlotResolver:
 
     def _pair(self, ours: str, role: str, sources: tuple[SourceTensor, ...]) -> OptimizerInfo | str:
         """The checkpoint's optimizer that belongs to one of the program's, or why there is none."""
-        if not self._theirs:
-            return self._without_slots
         if ours in self._theirs:
             return self._theirs[ours]
         holders = set.intersection(*(self._of_owner.get((role, s.name), set()) for s in sources))
@@ -97,6 +94,41 @@ class SlotResolver:
         if len(self._theirs) == 1 and len(self._ours) == 1:
             return next(iter(self._theirs.values()))
         return f"the checkpoint holds the optimizers {quote(sorted(self._theirs))}, and none is called {ours!r}"
+
+    def _why_no_slots(self, target: TargetVariable) -> str:
+        numbered = next((o for o in self._silent if o.numbered), None)
+        if numbered is not None:
+            return (
+                f"the checkpoint numbers the variables of {numbered.name!r} and says neither their roles nor their "
+                f'owners. Where you know the number, say it in a rule, such as from = "{numbered.name}/vars/2", to = '
+                f'"{target.name}"'
+            )
+        if self._silent:
+            known = f"{self._silent[0].name!r} ({self._silent[0].family or 'class unknown'})"
+            return f"the checkpoint's optimizer {known} keeps no slots{_to_begin(target)}"
+        return "the checkpoint holds no optimizer slots"
+
+    def _follow_slot(self, target: TargetVariable, owner: Choice) -> PlanEntry:
+        """A slot whose owner a rule fills from a slot, such as the average of weights."""
+        slot = target.slot
+        assert slot is not None
+        theirs = [s.slot for s in owner.sources]
+        if slot.role == "average" and all(s is not None and s.role == "average" for s in theirs):
+            return build_entry(target, owner._replace(evidence=f"its owner is the average itself ({owner.evidence})"))
+        names = " + ".join(repr(s.name) for s in owner.sources)
+        stored = [
+            t.name
+            for s in theirs
+            if s is not None
+            for (_, r, o), t in self._table.items()
+            if (r, o) == (slot.role, s.owner)
+        ]
+        take = f', or from = "{stored[0]}", to = "{target.name}" for that of the raw weights' if stored else ""
+        return self._unmatched(
+            target,
+            f"its owner is filled from {names}, to which no {slot.role!r} belongs. Say what is meant in a rule: "
+            f'keep = "{target.name}"{take}',
+        )
 
     def _refuse_meaning(self, ours: str, role: str, theirs: OptimizerInfo) -> str:
         """Why a role may not be taken over between two optimizer classes; empty when it may."""
@@ -146,6 +178,14 @@ class SlotResolver:
     @staticmethod
     def _unmatched(target: TargetVariable, reason: str) -> PlanEntry:
         return unfilled(target, Status.UNMATCHED, f"{reason}.", problem=Problem.UNMATCHED)
+
+
+def _to_begin(target: TargetVariable) -> str:
+    """The rule that lets a role begin anew that the checkpoint's optimizer did not have."""
+    slot = target.slot
+    assert slot is not None
+    root = f"{slot.optimizer}/{slot.role}" if slot.optimizer else slot.role
+    return f'. To let this role keep what it holds now (in a new optimizer, how it begins): keep = "{root}/{{rest}}"'
 
 
 def _refused(target: TargetVariable, role: str, tensors: tuple[SourceTensor, ...], refusal: str) -> str:

@@ -17,6 +17,7 @@ from dist_restore.errors import CheckpointCorruptError
 from dist_restore.naming import Leaf, NamedLeaf, Node, name_graph
 from dist_restore.sources.base import Stored
 from dist_restore.sources.bundle import Bundle
+from dist_restore.sources.tf1_slots import with_slots
 from dist_restore.specs import Alias, AliasKind, Box, CheckpointIndex, OptimizerInfo, SourceTensor
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -110,8 +111,8 @@ def _named(name: str) -> Iterator[None]:
 
 def _build_index(prefix: str, bundle: Bundle) -> CheckpointIndex:
     if OBJECT_GRAPH_KEY not in bundle.entries:
-        tensors = tuple(_by_key(bundle, bundle.entries, AliasKind.SEMANTIC))
-        return CheckpointIndex(prefix, "tf1", _sorted(tensors))
+        tensors, optimizers = with_slots(_by_key(bundle, bundle.entries, AliasKind.SEMANTIC))
+        return CheckpointIndex(prefix, "tf1", _sorted(tensors), optimizers)
     leaves, optimizers, ignored = _read_graph(prefix, bundle)
     tensors = tuple(_tensor(prefix, bundle, leaf) for leaf in leaves)
     rest = bundle.entries.keys() - {t.key for t in tensors} - {OBJECT_GRAPH_KEY} - {k for k, _ in ignored}
