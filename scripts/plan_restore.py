@@ -41,7 +41,8 @@ _MATCHING = flags.DEFINE_enum(
     "matching",
     "exact",
     ["exact", "auto"],
-    "exact: only rules and equal names count. auto: whole families of names may be matched by their shapes and order.",
+    "exact: only rules and equal names count. auto (whole families of names matched by their shapes and order) is not "
+    "built yet and is refused; the suggestions that are printed are what it would begin from.",
 )
 _UNMATCHED = flags.DEFINE_enum(
     "unmatched", "error", ["error", "keep"], "What becomes of a variable that nothing fills: an error, or it is kept."
