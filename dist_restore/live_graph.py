@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from dist_restore.errors import RestoreError, UnbuiltModelError
 from dist_restore.naming import POSITIONAL_CONTAINERS, LayerName, Leaf, Node
+from dist_restore.objects import is_stateful
 from dist_restore.specs import Group, snake_case
 
 # Keras' own bookkeeping (3.0 - 3.15): everything in it is reached by another, better edge.
@@ -37,7 +38,8 @@ class LiveLeaf(NamedTuple):
     """A live variable and what the walk knows of it.
 
     Attributes:
-      variable: the TensorFlow variable (a Keras variable's own one).
+      variable: the TensorFlow variable (a Keras variable's own one), or an object with state of its own.
+      is_stateful: whether it is such an object.
       saved: whether `tf.train.Checkpoint` of the same root would save it.
       transient: `seed` or `metric` for state that is remade rather than trained; else empty.
       group: what it is part of.
@@ -51,6 +53,7 @@ class LiveLeaf(NamedTuple):
     """
 
     variable: tf.Variable
+    is_stateful: bool
     saved: bool
     transient: str
     group: Group
@@ -65,7 +68,7 @@ class LiveLeaf(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveGraph:
-    """Nodes for `naming.name_graph`, the live variable at each node that has one, and whether the root has no name."""
+    """Nodes for `naming.name_graph`, what is restored at each that has anything, and whether the root has no name."""
 
     nodes: tuple[Node, ...]
     leaves: Mapping[int, LiveLeaf]
@@ -141,7 +144,7 @@ class _Walker:
 
     def graph(self, root: object) -> LiveGraph:
         facts = _Facts(self._objects, self._edges, root)
-        leaves = {i: facts.leaf(i) for i, o in enumerate(self._objects) if _is_variable(o)}
+        leaves = {i: facts.leaf(i) for i, o in enumerate(self._objects) if _is_variable(o) or is_stateful(o)}
         nodes = tuple([self._node(i, leaves.get(i)) for i in range(len(self._objects))])
         return LiveGraph(nodes, leaves, bare=_is_bare(root))
 
@@ -190,10 +193,12 @@ class _Facts:
 
     def leaf(self, index: int) -> LiveLeaf:
         variable = self._objects[index]
-        path = self._own_name(variable)
+        stateful = not _is_variable(variable)
+        path = "" if stateful else self._own_name(variable)
         scoped = "/" in path
         return LiveLeaf(
             variable=variable,
+            is_stateful=stateful,
             saved=index in self._saved,
             transient="seed" if index in self._seeds else "metric" if index in self._metrics else "",
             group=self._group(index),
@@ -304,7 +309,7 @@ def _holds_state(value: object, depth: int = 0) -> bool:
         return any(_holds_state(v, depth + 1) for v in value.values())
     if isinstance(value, (list, tuple, set, frozenset)):
         return any(_holds_state(v, depth + 1) for v in value)
-    return isinstance(
+    return is_stateful(value) or isinstance(
         value,
         (
             keras.Layer,

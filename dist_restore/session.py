@@ -46,6 +46,7 @@ from dist_restore.report.progress import Progress, progress
 from dist_restore.report.report import PhaseSeconds, RestoreReport
 from dist_restore.resolve.resolver import Options, resolve
 from dist_restore.resolve.rules import RuleSet
+from dist_restore.restore_objects import filled_objects, refuse_shared_iterators, restore_objects
 from dist_restore.sources.base import Source
 from dist_restore.sources.open import open_checkpoint, resolve_path
 from dist_restore.sources.storage import is_local
@@ -98,7 +99,8 @@ class Session:
                 raise RestoreError("Variables of a cluster of several programs are on devices of other programs.")
             self._check(remote.client_reads, reading)
             self._check_remote(remote, units)
-            assigned = self._assign(remote.local, reading, targets, remote)
+            objects = self._restore_objects(plan, targets)
+            assigned = self._assign(remote.local, reading, targets, remote, objects)
             self._verify(remote.only_local(assigned), targets)
             self._verify_remote(remote)
             return self._finish(plan, reading, assigned, remote)
@@ -170,6 +172,7 @@ class Session:
         if source is not None:
             require_checkpoint(plan, source.index())
         refuse_problems(plan)
+        refuse_shared_iterators(plan.entries, self._talk.world_size)
         if self._config.log_dir and self._talk.rank == 0:
             tf.io.gfile.makedirs(self._config.log_dir)
         # One worker has nobody to compare it with, and for 50,000 variables it takes 0.3 s.
@@ -246,12 +249,24 @@ class Session:
         with during("read"), self._progress("check", size) as bar:
             check_sources(units, source, bar, self._config.memory_budget)
 
-    def _assign(self, units: tuple[Unit, ...], reading: Reading, targets: Targets, remote: Remote) -> list[Assigned]:
+    def _restore_objects(self, plan: RestorePlan, targets: Targets) -> tuple[str, ...]:
+        """Tables and iterators; gives their names."""
+        entries = filled_objects(plan.entries)
+        start = time.perf_counter()
+        restore_objects(entries, dict(targets.objects), self._source, self._talk)
+        self._seconds.append(("assign", time.perf_counter() - start))
+        return tuple(e.target for e in entries)
+
+    def _assign(
+        self, units: tuple[Unit, ...], reading: Reading, targets: Targets, remote: Remote, changed: Sequence[str]
+    ) -> list[Assigned]:
         size = sum(e.bytes for u in units for e in u.entries)
         handles = dict(targets.handles)
         assigner = Assigner(self._strategy, self._talk.rank, self._talk.world_size)
         with self._progress("restore", size) as bar:
             ledger = Ledger(handles, assigner, bar)
+            for name in changed:
+                ledger.touch(name)
             if reading.mode is Reads.EVERY_WORKER:
                 self._run("assign", lambda: self._assign_own(units, ledger), size)
             else:

@@ -52,6 +52,17 @@ ITEM_SIZES: dict[str, int] = {
 }
 
 
+# What stands for the dtype of an object whose state is no tensor; see also `table_dtype`.
+ITERATOR = "iterator"
+_TABLE = "table<"
+_DENSE_TABLE = "dense_table<"
+
+
+def table_dtype(keys: str, values: str, *, dense: bool) -> str:
+    """What stands for the dtype of a lookup table: `table<string, int64>`."""
+    return f"{_DENSE_TABLE if dense else _TABLE}{keys}, {values}>"
+
+
 class Group(str, enum.Enum):
     """What a variable is part of; coverage is counted by it."""
 
@@ -104,6 +115,11 @@ class TensorSpec:
     def nbytes(self) -> int:
         """Bytes of the elements; 0 for strings, whose size only the file knows."""
         return self.elements * ITEM_SIZES.get(self.dtype, 0)
+
+    @property
+    def is_object(self) -> bool:
+        """Whether it stands for an object that is restored by a method of its own, not for a tensor."""
+        return self.dtype == ITERATOR or self.dtype.startswith((_TABLE, _DENSE_TABLE))
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"

@@ -16,6 +16,7 @@ import tensorflow as tf
 from dist_restore.errors import RestoreError, UnbuiltModelError
 from dist_restore.live_graph import LiveGraph, LiveLeaf, first_strategy, is_default, walk
 from dist_restore.naming import NamedLeaf, name_graph
+from dist_restore.objects import spec_of
 from dist_restore.specs import Alias, AliasKind, Group, TargetIndex, TargetVariable, TensorSpec
 
 Restorable: TypeAlias = "tf.train.Checkpoint | tf.Module | keras.Model | Mapping[str, object]"
@@ -24,6 +25,7 @@ _SEED_REASON = (
 )
 _METRIC_REASON = "tf.train.Checkpoint never saves it (a Keras 3 metric), so no checkpoint holds it; it keeps its value"
 _COUNTER_REASON = "the checkpoint's own counter; Checkpoint.write() stores none"
+_OBJECT_REASON = "the checkpoint has no state of this name for it; it keeps its own"
 _LOST_NOTE = (
     "tf.train.Checkpoint never saves this variable by itself: Keras 3 holds it in a plain list or dict. It is "
     "in a checkpoint only through an optimizer that was saved too, or through Checkpoint(blocks=list(model.blocks))."
@@ -37,11 +39,13 @@ class Targets:
     Attributes:
       index: what everybody may know.
       handles: `(canonical name, variable)` in the order of the index; for `assign` alone.
+      objects: likewise, the tables and iterators that are restored by methods of their own.
       strategy: the strategy that the variables were created under.
     """
 
     index: TargetIndex
     handles: tuple[tuple[str, tf.Variable], ...]
+    objects: tuple[tuple[str, object], ...]
     strategy: tf.distribute.Strategy
 
 
@@ -68,8 +72,10 @@ def find_targets(root: Restorable, strategy: tf.distribute.Strategy | None = Non
         )
     specs = _Specs()
     variables = tuple([_target(leaf, graph, specs) for leaf in leaves])
-    handles = tuple((leaf.name, graph.leaves[leaf.node].variable) for leaf in leaves)
-    return Targets(TargetIndex(variables, optimizers), handles, strategy or common_strategy(handles))
+    found = [(leaf.name, graph.leaves[leaf.node]) for leaf in leaves]
+    handles = tuple([(name, live.variable) for name, live in found if not live.is_stateful])
+    objects = tuple([(name, live.variable) for name, live in found if live.is_stateful])
+    return Targets(TargetIndex(variables, optimizers), handles, objects, strategy or common_strategy(handles))
 
 
 def guess_strategy(root: Restorable, strategy: tf.distribute.Strategy | None) -> tf.distribute.Strategy:
@@ -94,7 +100,7 @@ def _target(leaf: NamedLeaf, graph: LiveGraph, specs: _Specs) -> TargetVariable:
     keep_reason = _keep_reason(live)
     return TargetVariable(
         name=leaf.name,
-        spec=specs.of(leaf.name, live.variable),
+        spec=spec_of(live.variable) if live.is_stateful else specs.of(leaf.name, live.variable),
         aliases=_aliases(leaf, live, bare=graph.bare),
         name_kind=leaf.kind,
         group=Group.OPTIMIZER if leaf.slot is not None else live.group,
@@ -108,6 +114,8 @@ def _target(leaf: NamedLeaf, graph: LiveGraph, specs: _Specs) -> TargetVariable:
 
 
 def _keep_reason(live: LiveLeaf) -> str:
+    if live.is_stateful:
+        return _OBJECT_REASON
     if live.is_save_counter:
         return _COUNTER_REASON
     if live.saved:

@@ -46,8 +46,8 @@ class Unit(NamedTuple):
 
 
 def make_units(entries: Sequence[PlanEntry]) -> tuple[Unit, ...]:
-    """Groups the filled entries of a plan into units, in the order of their first entry."""
-    filled = [e for e in entries if e.filled]
+    """Groups the entries of variables that are filled into units, in the order of their first entry."""
+    filled = [e for e in entries if e.filled and not e.spec.is_object]
     groups = _connected(filled)
     return tuple(Unit(_reads(group), tuple(group)) for group in groups)
 

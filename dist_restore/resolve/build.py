@@ -48,6 +48,8 @@ def build_entry(target: TargetVariable, choice: Choice) -> PlanEntry:
     specs = tuple([s.spec for s in choice.sources])
     if not choice.ops and len(specs) == 1 and specs[0] == target.spec:
         return _copy(target, choice, specs)  # most of a restore, and many times faster
+    if target.spec.is_object or any(spec.is_object for spec in specs):
+        return _problem(target, choice, Problem.DTYPE, _object_reason(target, choice))
     seed = zlib.crc32(target.name.encode("utf-8", "surrogatepass"))  # same on all workers and in all runs
     try:
         ops = bind(choice.ops, specs, target.spec, part=choice.part, parts=choice.parts, seed=seed)
@@ -115,6 +117,14 @@ def _dtype_reason(target: TargetVariable, choice: Choice, result: TensorSpec) ->
     return (
         f"expected dtype {target.spec.dtype}, found {what}: a change from {result.dtype} must be declared, with a rule "
         f'whose ops end in {{ cast = {{ dtype = "{target.spec.dtype}" }} }}.'
+    )
+
+
+def _object_reason(target: TargetVariable, choice: Choice) -> str:
+    what = " + ".join(f"{s.name!r} ({s.spec.dtype})" for s in choice.sources)
+    return (
+        f"expected {target.spec.dtype}, found {what}. Tables and iterators are restored by their own method, as they "
+        f'are: without ops, and from their like. Correct the rule, or write keep = "{target.name}".'
     )
 
 

@@ -149,7 +149,7 @@ class _Resolution:
             reason = f"{outcome.reason}."
             return unfilled(variable, Status.AMBIGUOUS, reason, problem=Problem.AMBIGUOUS, candidates=names)
         if variable.keep_reason:
-            return unfilled(variable, Status.KEPT, variable.keep_reason, evidence="not in any checkpoint")
+            return unfilled(variable, Status.KEPT, variable.keep_reason, evidence=_why_kept(variable))
         return unfilled(variable, Status.UNMATCHED, self._why_unmatched(variable), problem=Problem.UNMATCHED)
 
     def _why_unmatched(self, variable: TargetVariable) -> str:
@@ -256,3 +256,7 @@ def partially_read(entries: Collection[PlanEntry]) -> frozenset[str]:
                 needed[name] = needed.get(name, 0) + (box.elements if box is not None else 0)
     short = (n for n, count in needed.items() if count < UNCHECKED_SHARE * specs[n].elements)
     return frozenset(short) - whole
+
+
+def _why_kept(variable: TargetVariable) -> str:
+    return "not in the checkpoint" if variable.spec.is_object else "not in any checkpoint"

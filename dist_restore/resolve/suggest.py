@@ -62,7 +62,8 @@ class Suggester:
     def _by_shape(self) -> Mapping[tuple[int, ...], Sequence[str]]:
         table: dict[tuple[int, ...], list[str]] = collections.defaultdict(list)
         for name, tensor in self._sources.items():
-            table[tensor.spec.shape].append(name)
+            if not tensor.spec.is_object:
+                table[tensor.spec.shape].append(name)
         return table
 
     @functools.cached_property
@@ -143,7 +144,8 @@ class Suggester:
     def _propose(self, entry: PlanEntry) -> _Proposal | None:
         """The one rule to propose: a clear candidate, or plainly none; None where it is not clear."""
         if entry.problem in (Problem.SHAPE, Problem.DTYPE) and len(entry.candidates) == 1:
-            ops = _fixing_ops(entry, self._sources[entry.candidates[0]].spec)
+            spec = self._sources[entry.candidates[0]].spec
+            ops = "" if entry.spec.is_object or spec.is_object else _fixing_ops(entry, spec)
             return _Proposal(entry.candidates[0], entry.target, ops) if ops else None
         if entry.problem is not Problem.UNMATCHED:
             return None

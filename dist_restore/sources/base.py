@@ -92,6 +92,14 @@ class DirectSource(Source, Protocol):
 
 
 @runtime_checkable
+class ObjectSource(Source, Protocol):
+    """A `Source` that also has objects whose state is no tensor, for `tf.train.Checkpoint` to restore."""
+
+    def object_place(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """The prefix that holds an object's state, and the names of the edges from its root to the object."""
+
+
+@runtime_checkable
 class BundleSource(DirectSource, Protocol):
     """A `DirectSource` that TensorFlow's own restore op reads too, on whatever host that op is placed."""
 

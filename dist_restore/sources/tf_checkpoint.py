@@ -7,16 +7,18 @@ are stored under `optimizer/_trainable_variables/N`, because the shorter path wi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from dist_restore.errors import CheckpointCorruptError
+from dist_restore.errors import CheckpointCorruptError, UnsupportedFormatError
 from dist_restore.naming import Leaf, NamedLeaf, Node, name_graph
 from dist_restore.sources.base import Stored
 from dist_restore.sources.bundle import Bundle
+from dist_restore.sources.bundle_index import BundleEntry
+from dist_restore.sources.object_states import State, edges_of, state_at
 from dist_restore.sources.tf1_slots import with_slots
 from dist_restore.specs import Alias, AliasKind, Box, CheckpointIndex, OptimizerInfo, SourceTensor
 
@@ -38,7 +40,7 @@ class TfCheckpoint:
         """
         self._bundle = Bundle.open(prefix)
         try:
-            self._index = _build_index(prefix, self._bundle)
+            self._index, self._states = _build_index(prefix, self._bundle)
         except BaseException:
             self._bundle.close()
             raise
@@ -64,25 +66,39 @@ class TfCheckpoint:
 
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
         """See `Source.read`."""
+        if self._keys[name] in self._states:
+            raise UnsupportedFormatError(
+                f"{name!r} is no tensor but an object's state, which only the object's own restore method reads. "
+                "Restore it into such an object.",
+                names=(name,),
+            )
         with _named(name):
             return self._bundle.read(self._keys[name], box)
 
     def check(self, name: str) -> int:
         """See `Source.check`."""
+        state = self._states.get(self._keys[name])
         with _named(name):
-            return self._bundle.check(self._keys[name])
+            if state is None:
+                return self._bundle.check(self._keys[name])
+            return sum(self._bundle.check(key) for key in state.keys if key not in state.opaque)
 
     def stored(self, name: str) -> Stored | None:
         """See `DirectSource.stored`."""
         # Both passes ask for each tensor; threads may compute one twice, to the same end.
         if name not in self._stored:
-            self._stored[name] = self._bundle.stored(self._keys[name])
+            key = self._keys[name]
+            self._stored[name] = None if key in self._states else self._bundle.stored(key)
         return self._stored[name]
 
     def read_stored(self, name: str, begin: int, out: np.ndarray) -> None:
         """See `DirectSource.read_stored`."""
         with _named(name):
             self._bundle.read_stored(self._keys[name], begin, out)
+
+    def object_place(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """See `ObjectSource.object_place`."""
+        return self._index.path, edges_of(self._keys[name])
 
     @property
     def bundle_prefix(self) -> str:
@@ -109,15 +125,18 @@ def _named(name: str) -> Iterator[None]:
         raise CheckpointCorruptError(f"{name!r}: {error}", names=(name, *error.names)) from error
 
 
-def _build_index(prefix: str, bundle: Bundle) -> CheckpointIndex:
+def _build_index(prefix: str, bundle: Bundle) -> tuple[CheckpointIndex, Mapping[str, State]]:
+    """The index, and by their keys the states of objects that are no variables."""
     if OBJECT_GRAPH_KEY not in bundle.entries:
         tensors, optimizers = with_slots(_by_key(bundle, bundle.entries, AliasKind.SEMANTIC))
-        return CheckpointIndex(prefix, "tf1", _sorted(tensors), optimizers)
-    leaves, optimizers, ignored = _read_graph(prefix, bundle)
-    tensors = tuple(_tensor(prefix, bundle, leaf) for leaf in leaves)
+        return CheckpointIndex(prefix, "tf1", _sorted(tensors), optimizers), {}
+    leaves, optimizers, others = _read_graph(prefix, bundle)
+    tensors = tuple(_tensor(prefix, bundle, leaf, others.states) for leaf in leaves)
+    ignored = others.reasons()
     rest = bundle.entries.keys() - {t.key for t in tensors} - {OBJECT_GRAPH_KEY} - {k for k, _ in ignored}
+    rest -= {key for state in others.states.values() for key in state.keys}
     tensors += tuple(_by_key(bundle, sorted(rest), AliasKind.POSITIONAL, {t.name for t in tensors}))
-    return CheckpointIndex(prefix, "tf2", _sorted(tensors), optimizers, tuple(sorted(ignored)))
+    return CheckpointIndex(prefix, "tf2", _sorted(tensors), optimizers, tuple(sorted(ignored))), others.states
 
 
 def _sorted(tensors: Iterable[SourceTensor]) -> tuple[SourceTensor, ...]:
@@ -135,8 +154,8 @@ def _by_key(
         yield SourceTensor(name, bundle.entries[key].spec, name_kind=kind, key=key)
 
 
-def _tensor(prefix: str, bundle: Bundle, leaf: NamedLeaf) -> SourceTensor:
-    entry = bundle.entries.get(leaf.leaf.key)
+def _tensor(prefix: str, bundle: Bundle, leaf: NamedLeaf, states: Mapping[str, State]) -> SourceTensor:
+    entry = bundle.entries.get(leaf.leaf.key) or states.get(leaf.leaf.key)
     if entry is None:
         raise CheckpointCorruptError(
             f"{prefix}: the object graph says that {leaf.name!r} is stored under the key {leaf.leaf.key!r}, and "
@@ -149,9 +168,36 @@ def _tensor(prefix: str, bundle: Bundle, leaf: NamedLeaf) -> SourceTensor:
     return SourceTensor(leaf.name, entry.spec, aliases, leaf.kind, leaf.slot, key, tracker)
 
 
-def _read_graph(
-    prefix: str, bundle: Bundle
-) -> tuple[tuple[NamedLeaf, ...], tuple[OptimizerInfo, ...], list[tuple[str, str]]]:
+class _Others:
+    """What objects of the graph have that is no variable's value.
+
+    Attributes:
+      states: by their keys, of objects that have methods of their own to restore them.
+    """
+
+    def __init__(self, entries: Mapping[str, BundleEntry]) -> None:
+        self._entries = entries
+        self._attributes: list[tuple[str, str]] = []
+        self.states: dict[str, State] = {}
+
+    def leaf(self, attributes: Iterable[tuple[str, str]]) -> Leaf | None:
+        """Takes the names and keys of an object's attributes; gives the leaf of the object if it has such a state."""
+        found = None
+        for name, key in attributes:
+            state = None if key in self._entries else state_at(key, self._entries)
+            if state is None:
+                self._attributes.append((name, key))
+            else:
+                self.states[key], found = state, Leaf(key, "")
+        return found
+
+    def reasons(self) -> list[tuple[str, str]]:
+        """Keys of what is stored besides, and why it is left out."""
+        reasons = [(key, f"state of an object that is no variable ({name})") for name, key in self._attributes]
+        return [(key, reason) for key, reason in reasons if key in self._entries]
+
+
+def _read_graph(prefix: str, bundle: Bundle) -> tuple[tuple[NamedLeaf, ...], tuple[OptimizerInfo, ...], _Others]:
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     try:
         graph.ParseFromString(bundle.read_bytes_string(OBJECT_GRAPH_KEY))
@@ -159,21 +205,19 @@ def _read_graph(
         raise CheckpointCorruptError(
             f"{prefix}: the object graph ({OBJECT_GRAPH_KEY}) cannot be parsed: {error}. Use another checkpoint."
         ) from error
-    others: list[tuple[str, str]] = []
+    others = _Others(bundle.entries)
     nodes = [_node(proto, others) for proto in graph.nodes] or [Node()]
     leaves, optimizers = name_graph(nodes)
-    reasons = [(key, f"state of an object that is no variable ({name})") for name, key in others]
-    return leaves, optimizers, [(key, reason) for key, reason in reasons if key in bundle.entries]
+    return leaves, optimizers, others
 
 
-def _node(
-    proto: trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject, others: list[tuple[str, str]]
-) -> Node:
-    """One object; the names and keys of its attributes that are no variable's value are added to `others`."""
+def _node(proto: trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject, others: _Others) -> Node:
+    """One object; what it has that is no variable's value is added to `others`."""
     # Lists, not generators: half of the time where most objects have one attribute, or children, and nothing else.
     leaves = [Leaf(a.checkpoint_key, a.full_name) for a in proto.attributes if a.name == _VALUE]
     if len(leaves) < len(proto.attributes):
-        others += [(a.name, a.checkpoint_key) for a in proto.attributes if a.name != _VALUE]
+        state = others.leaf((a.name, a.checkpoint_key) for a in proto.attributes if a.name != _VALUE)
+        leaves += [] if state is None else [state]
     edges = tuple([(c.local_name, c.node_id) for c in proto.children])
     slots = [(s.original_variable_node_id, s.slot_name, s.slot_variable_node_id) for s in proto.slot_variables]
     return Node(edges, leaves[0] if leaves else None, slots=tuple(slots))
