@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import os
 import pathlib
 import platform
@@ -26,6 +27,9 @@ RESULTS = HERE / "RESULTS.md"
 # Before each measurement a process touches so much memory and gives it back: the first touch of memory that the
 # host has to find for a virtual machine costs many times what any other costs, and belongs to no restore.
 TOUCH = 1 << 30
+
+# Where our own first restores spend their time.
+PHASES = ("plan s", "check s", "assign s", "verify s")
 
 Case = Mapping[str, object]
 Measurement = Mapping[str, float]
@@ -127,6 +131,12 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def phase_cells(result: Result) -> list[str]:
+    """The cells below `PHASES`; empty for what is not ours."""
+    values = (result.median(name.replace(" ", "_")) for name in PHASES)
+    return ["" if math.isnan(value) else f"{value:.3f}" for value in values]
 
 
 def write_results(title: str, text: str) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 import harness
 from harness import Case, Result
 
-HEADERS = ("variables", "replicas", "what", "first s", "again s", "first / native", "extra MB", "CPU s")
+FIGURES = ("first s", "again s", "first / native", "extra MB", "CPU s")
+HEADERS = ("variables", "replicas", "what", *FIGURES, *harness.PHASES)
 
 
 def cases_of(config: Mapping[str, object], count: int) -> Iterator[Case]:
@@ -38,6 +39,7 @@ def rows(results: list[Result]) -> Iterator[list[str]]:
             f"{result.median() / native.median():.3f}",
             f"{result.median('peak_mb'):.0f}",
             f"{result.median('cpu'):.2f}",
+            *harness.phase_cells(result),
         ]
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 import harness
 from harness import Case, Result
 
-HEADERS = ("GB", "replicas", "what", "first s", "again s", "first / native", "extra MB", "read MB", "CPU s")
+FIGURES = ("first s", "again s", "first / native", "extra MB", "read MB", "CPU s")
+HEADERS = ("GB", "replicas", "what", *FIGURES, *harness.PHASES)
 
 
 def cases_of(config: Mapping[str, object], gb: float) -> Iterator[Case]:
@@ -56,6 +57,7 @@ def rows(results: list[Result]) -> Iterator[list[str]]:
             f"{result.median('peak_mb'):.0f}",
             f"{result.median('read_mb'):.0f}",
             f"{result.median('cpu'):.2f}",
+            *harness.phase_cells(result),
         ]
 
 
