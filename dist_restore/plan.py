@@ -33,6 +33,7 @@ class RestorePlan:
       entries: one per target.
       unused: source tensors that nothing used, each with a reason.
       suggestions: TOML text of rules for what is unmatched; empty when nothing is.
+      checkpoints: `(name, path)` of several checkpoints, sorted by name; like `checkpoint`, no part of the digest.
     """
 
     checkpoint: str
@@ -41,6 +42,7 @@ class RestorePlan:
     entries: tuple[PlanEntry, ...]
     unused: tuple[Unused, ...] = ()
     suggestions: str = ""
+    checkpoints: tuple[tuple[str, str], ...] = ()
 
     @property
     def coverage(self) -> Coverage:
@@ -58,13 +60,16 @@ class RestorePlan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the canonical JSON, without the checkpoint's path and the digest itself."""
+        """SHA-256 (hex) of the canonical JSON, without the checkpoints' paths and the digest itself."""
         return _digest(self._content())
 
     def to_json(self) -> str:
         """The canonical JSON text, with its digest; `from_json` takes it back."""
         content = self._content()
-        return _canonical({**content, "checkpoint": self.checkpoint, "digest": _digest(content)}).decode("ascii")
+        paths: dict[str, object] = {"checkpoint": self.checkpoint}
+        if self.checkpoints:
+            paths["checkpoints"] = [list(pair) for pair in self.checkpoints]
+        return _canonical({**content, **paths, "digest": _digest(content)}).decode("ascii")
 
     @staticmethod
     def from_json(text: str) -> RestorePlan:
@@ -169,8 +174,9 @@ def _decode(fields: dict[str, object]) -> RestorePlan:
             checkpoint_fingerprint=_text(fields["checkpoint_fingerprint"]),
             target_fingerprint=_text(fields["target_fingerprint"]),
             entries=tuple(_decode_entry(_object(e)) for e in _list(fields["entries"])),
-            unused=tuple(Unused(_text(_list(u)[0]), _text(_list(u)[1])) for u in _list(fields["unused"])),
+            unused=tuple(Unused(*_decode_pair(u)) for u in _list(fields["unused"])),
             suggestions=_text(fields["suggestions"]),
+            checkpoints=tuple(_decode_pair(p) for p in _list(fields.get("checkpoints", []))),
         )
     except (KeyError, IndexError, TypeError, ValueError, RestoreError) as error:
         raise PlanMismatchError(f"This is no plan that this version can read: {error!r}.") from error
@@ -193,6 +199,11 @@ def _decode_entry(fields: dict[str, object]) -> PlanEntry:
         candidates=_texts(fields["candidates"]),
         unchecked=_texts(fields["unchecked"]),
     )
+
+
+def _decode_pair(value: object) -> tuple[str, str]:
+    first, second = _list(value)
+    return _text(first), _text(second)
 
 
 def _decode_spec(value: object) -> TensorSpec:

@@ -79,7 +79,7 @@ def _automatic(talk: Communicator, view: View) -> _Choice:
 
 def _measured(talk: Communicator, view: View, load: Load) -> _Choice:
     assert view.source is not None
-    local = is_local(view.source.index().path)
+    local = all(is_local(path) for path in view.source.index().paths)
     talk.gather(b"", _PHASE)  # all begin at once: storage that is shared must be asked by all at the same time
     rate = talk.run_everywhere(_PHASE, lambda: _storage_rate(talk, view, load))
     found = [Measured.unpack(data) for data in talk.gather(Measured(rate, local).pack(), _PHASE)]

@@ -13,9 +13,8 @@ from dist_restore.plan import RestorePlan
 from dist_restore.report.report import RestoreReport
 from dist_restore.resolve.rules import RuleSet, RulesLike
 from dist_restore.session import Session
+from dist_restore.sources.open import Paths, Resolved
 from dist_restore.targets import Restorable
-
-PathLike = str | os.PathLike[str] | Mapping[str, str]
 
 
 class DistributedRestorer:
@@ -76,11 +75,13 @@ class DistributedRestorer:
                 "matching='auto' is not built yet. Use 'exact', and paste from plan.suggestions into a rule file."
             )
 
-    def plan(self, path: PathLike) -> RestorePlan:
+    def plan(self, path: Paths) -> RestorePlan:
         """The dry run: reads no tensor data and changes no value. Called by all workers.
 
         Args:
-          path: a checkpoint prefix, or a directory (its latest checkpoint).
+          path: a checkpoint prefix, a file of another format, or a directory (its latest checkpoint). Or a mapping of
+            such by name: of `{"encoder": ...}` the tensors are called `encoder:...`, in rules and in the plan. Without
+            rules, what just one of the checkpoints has by name and shape is taken from it.
 
         Returns:
           The plan; what `restore()` would refuse is an entry of it.
@@ -93,7 +94,7 @@ class DistributedRestorer:
         with uncollected():
             return self._session().plan(_text(path))
 
-    def restore(self, path: PathLike) -> RestoreReport:
+    def restore(self, path: Paths) -> RestoreReport:
         """Plans, checks, assigns, verifies and logs. Called by all workers.
 
         Args:
@@ -105,7 +106,7 @@ class DistributedRestorer:
         with uncollected():
             return self._session().restore(_text(path), None)
 
-    def apply(self, plan: RestorePlan, path: PathLike) -> RestoreReport:
+    def apply(self, plan: RestorePlan, path: Paths) -> RestoreReport:
         """Carries out a plan that was made before, for these variables and this checkpoint. Called by all workers.
 
         Raises:
@@ -119,5 +120,7 @@ class DistributedRestorer:
         return Session(self._target, self._strategy, self._rules, self._config)
 
 
-def _text(path: PathLike) -> str | Mapping[str, str]:
-    return path if isinstance(path, Mapping) else os.fspath(path)
+def _text(path: Paths) -> Resolved:
+    if isinstance(path, Mapping):
+        return {name: os.fspath(one) for name, one in path.items()}
+    return os.fspath(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TypeVar
 
@@ -22,7 +22,6 @@ from dist_restore.errors import (
     CheckpointNotFoundError,
     PlanMismatchError,
     RestoreError,
-    UnsupportedFormatError,
     VerificationError,
 )
 from dist_restore.execute import (
@@ -48,7 +47,7 @@ from dist_restore.resolve.resolver import Options, resolve
 from dist_restore.resolve.rules import RuleSet
 from dist_restore.restore_objects import filled_objects, refuse_shared_iterators, restore_objects
 from dist_restore.sources.base import Source
-from dist_restore.sources.open import open_checkpoint, resolve_path
+from dist_restore.sources.open import Paths, Resolved, open_checkpoint, resolve_path
 from dist_restore.sources.storage import is_local
 from dist_restore.string_values import is_string, parse_strings, read_strings
 from dist_restore.targets import Restorable, Targets, find_targets, guess_strategy
@@ -75,10 +74,10 @@ class Session:
         self._talk = communicator_for(self._strategy, config.timeout)
         self._stack = ExitStack()
         self._seconds: list[tuple[str, float]] = []
-        self._path = ""
+        self._path: Resolved = ""
         self._source: Source | None = None
 
-    def plan(self, path: str | Mapping[str, str]) -> RestorePlan:
+    def plan(self, path: Paths) -> RestorePlan:
         """See `DistributedRestorer.plan`."""
         with self._stack, self._talk:
             targets = self._run("resolve", self._find)
@@ -86,7 +85,7 @@ class Session:
             self._run("agree", lambda: require_targets(plan, targets.index))
             return plan
 
-    def restore(self, path: str | Mapping[str, str], given: RestorePlan | None) -> RestoreReport:
+    def restore(self, path: Paths, given: RestorePlan | None) -> RestoreReport:
         """See `DistributedRestorer.restore` and `apply`."""
         with self._stack, self._talk:
             targets = self._run("resolve", self._find)
@@ -122,7 +121,7 @@ class Session:
 
     # What the chief decides, and everybody agrees to.
 
-    def _decide(self, path: str | Mapping[str, str], given: RestorePlan | None, targets: Targets) -> RestorePlan:
+    def _decide(self, path: Paths, given: RestorePlan | None, targets: Targets) -> RestorePlan:
         """The path is resolved and the plan made once, on the chief; all get both."""
         plan = self._run("resolve", lambda: self._decide_alone(path, given, targets))
         if self._talk.world_size == 1:
@@ -134,15 +133,9 @@ class Session:
         self._path = decision.path
         return decision.plan
 
-    def _decide_alone(
-        self, path: str | Mapping[str, str], given: RestorePlan | None, targets: Targets
-    ) -> RestorePlan | None:
+    def _decide_alone(self, path: Paths, given: RestorePlan | None, targets: Targets) -> RestorePlan | None:
         if self._talk.rank != 0:
             return None
-        if isinstance(path, Mapping):
-            raise UnsupportedFormatError(
-                "A mapping of several checkpoints is not read by this version; pass one path, or restore twice."
-            )
         self._path = resolve_path(path)
         source = self._open()
         options = Options(
@@ -237,13 +230,13 @@ class Session:
         return Remote(units, self._source, dict(targets.handles), Assigner(self._strategy), limits)
 
     def _check_remote(self, remote: Remote, units: tuple[Unit, ...]) -> None:
-        if self._config.verify is not Verify.NONE and remote.other_hosts_read and is_local(self._path):
+        if self._config.verify is not Verify.NONE and remote.other_hosts_read and _are_local(self._source):
             with self._progress("check", sum(r.spec.nbytes for u in units for r in u.reads)) as bar:
                 self._run("check", lambda: remote.check(bar))
 
     def _check_own(self, units: tuple[Unit, ...], reading: Reading) -> None:
         source = self._source
-        if source is None or self._talk.rank not in reading.readers or not is_local(source.index().path):
+        if source is None or self._talk.rank not in reading.readers or not _are_local(source):
             return
         size = sum(r.spec.nbytes for u in units for r in u.reads)
         with during("read"), self._progress("check", size) as bar:
@@ -367,6 +360,10 @@ class Session:
         )
         if self._config.log_dir:
             tensorboard.write(report, self._config.log_dir)
+
+
+def _are_local(source: Source | None) -> bool:
+    return source is not None and all(map(is_local, source.index().paths))
 
 
 def _assign_accounted(ledger: Ledger, values: Values) -> None:

@@ -212,6 +212,7 @@ class SourceTensor:
       tracker_only: the tensor is bookkeeping of the checkpoint itself (`save_counter`).
       place: set when the name is positional, and the file says something of the layer.
       members: names that somebody chose for the layers on the way that are members of a list or dict.
+      part: which of several checkpoints has it (`encoder`); all its names then begin with `encoder:`.
     """
 
     name: str
@@ -223,6 +224,29 @@ class SourceTensor:
     tracker_only: bool = False
     place: Place | None = None
     members: tuple[str, ...] = ()
+    part: str = ""
+
+    @property
+    def own_name(self) -> str:
+        """The name that it has in its own checkpoint."""
+        return self.name[len(self.part) + 1 :] if self.part else self.name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """One of several checkpoints that are read as one: its name in the mapping, and its index."""
+
+    name: str
+    index: CheckpointIndex
+
+    def named(self, name: str) -> str:
+        """A name of this checkpoint among those of all."""
+        return in_part(self.name, name)
+
+
+def in_part(part: str, name: str) -> str:
+    """How a name of one of several checkpoints is written: `encoder:model/dense/kernel`; as it is for a single one."""
+    return f"{part}:{name}" if part else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +259,7 @@ class CheckpointIndex:
       tensors: all tensors, sorted by canonical name; names are unique.
       optimizers: the optimizers whose slots are among the tensors.
       ignored: `(name, reason)` of stored things that are no tensors of a variable.
+      parts: the checkpoints that this one consists of, sorted by name; none where it is a single one.
     """
 
     path: str
@@ -242,6 +267,12 @@ class CheckpointIndex:
     tensors: tuple[SourceTensor, ...]
     optimizers: tuple[OptimizerInfo, ...] = ()
     ignored: tuple[tuple[str, str], ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What was opened: the paths of all parts, or the one path."""
+        return tuple(part.index.path for part in self.parts) or (self.path,)
 
     @functools.cached_property  # of some 100,000 names, and asked for in several phases
     def fingerprint(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 from dist_restore.config import Reads
 from dist_restore.plan import RestorePlan
@@ -14,16 +15,17 @@ class Decision:
     """What the chief has decided.
 
     Attributes:
-      path: of the checkpoint, as the chief resolved it.
+      path: of the checkpoint, or of several by name, as the chief resolved it.
       plan: made for it.
     """
 
-    path: str
+    path: str | Mapping[str, str]
     plan: RestorePlan
 
     def pack(self) -> bytes:
         """As bytes."""
-        return json.dumps([self.path, self.plan.to_json()]).encode("ascii")
+        path = self.path if isinstance(self.path, str) else dict(self.path)
+        return json.dumps([path, self.plan.to_json()]).encode("ascii")
 
     @staticmethod
     def unpack(data: bytes) -> Decision:

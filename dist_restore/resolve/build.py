@@ -143,7 +143,7 @@ def _copy(target: TargetVariable, choice: Choice, specs: tuple[TensorSpec, ...])
         target=target.name,
         sources=(source.name,),
         ops=(),
-        status=Status.EXACT if source.name == target.name else Status.RENAMED,
+        status=Status.EXACT if source.own_name == target.name else Status.RENAMED,
         evidence=choice.evidence,
         reason="",
         bytes=spec.nbytes,
@@ -177,7 +177,7 @@ def _status(target: TargetVariable, choice: Choice, filled: int) -> Status:
         return Status.RESIZED
     if choice.ops:
         return Status.TRANSFORMED
-    return Status.EXACT if choice.sources[0].name == target.name else Status.RENAMED
+    return Status.EXACT if choice.sources[0].own_name == target.name else Status.RENAMED
 
 
 def _reason(target: TargetVariable, choice: Choice, filled: int) -> str:

@@ -23,6 +23,7 @@ from dist_restore.resolve.optimizer_state import TF1_STEP, OptimizerState
 from dist_restore.resolve.places import match_places, refuse_other_members
 from dist_restore.resolve.positions import match_positions
 from dist_restore.resolve.rules import RuleSet
+from dist_restore.resolve.several import decisions_of, join_outcomes
 from dist_restore.resolve.slots import Owner, SlotResolver, refuse_negative
 from dist_restore.resolve.suggest import Suggester
 from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable, TensorSpec
@@ -30,6 +31,7 @@ from dist_restore.transforms import source_boxes
 
 # Below this share of a tensor only that part is read, and no checksum covers it (design, section 7).
 UNCHECKED_SHARE = 0.5
+_OWN_COUNTERS = "each of several checkpoints counts its own saves; from = ... in a rule takes over one of the counters"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class _Resolution:
         self._state = OptimizerState(targets, sources)
 
     def run(self) -> RestorePlan:
-        source_table = NameTable(self._sources.tensors, "the checkpoint")
+        source_table = NameTable(self._sources.tensors, self._side())
         target_table = NameTable(self._targets.variables, "the model")
         self._decisions = apply_rules(self._rules, source_table, target_table)
         owners = self._owners()
@@ -75,6 +77,15 @@ class _Resolution:
         if self._options.keep_unmatched:
             entries = [_allow_keep(e) for e in entries]
         return self._plan(entries)
+
+    def _side(self) -> str:
+        """How messages call the sources; rules begin with one of the names of several checkpoints."""
+        names = quote([part.name for part in self._sources.parts])
+        return (
+            f"the checkpoints {names} (names in them begin with one of these and a colon)"
+            if names
+            else "the checkpoint"
+        )
 
     def _owners(self) -> dict[str, Owner]:
         """Entries of everything that is no slot."""
@@ -86,20 +97,37 @@ class _Resolution:
         open_targets = [v for v in owned if self._decisions.decided(v.name) is None]
         if not open_targets:
             return {}
-        taken = self._decisions.used.keys() | self._decisions.dropped.keys()
-        free = [t for t in self._sources.tensors if t.slot is None and t.name not in taken]
-        state = self._state.match(open_targets, free)
+        if not self._sources.parts:
+            return self._match_one(self._sources, self._state, self._decisions, owned, open_targets)
+        outcomes = []
+        for part in self._sources.parts:
+            state, decisions = OptimizerState(self._targets, part.index), decisions_of(part, self._decisions)
+            outcomes.append((part, self._match_one(part.index, state, decisions, owned, open_targets)))
+        return join_outcomes(outcomes, self._sources.tensors, open_targets)
+
+    def _match_one(
+        self,
+        sources: CheckpointIndex,
+        optimizers: OptimizerState,
+        decisions: Decisions,
+        owned: list[TargetVariable],
+        open_targets: list[TargetVariable],
+    ) -> Mapping[str, Outcome]:
+        """What one checkpoint says by itself, whatever there is besides."""
+        taken = decisions.used.keys() | decisions.dropped.keys()
+        free = [t for t in sources.tensors if t.slot is None and t.name not in taken]
+        state = optimizers.match(open_targets, free)
         if state:
             open_targets = [v for v in open_targets if v.name not in state]
             # TF1's step may be wanted twice: as iterations, and by a variable of its own name.
             matched = {o.source.name for o in state.values() if isinstance(o, Match)} - {TF1_STEP}
             free = [t for t in free if t.name not in matched]
-        settled = [(n, s.name) for n, a in self._decisions.assigned.items() for s in a.sources]
-        owners = [t for t in self._sources.tensors if t.slot is None]
+        settled = [(n, s.name) for n, a in decisions.assigned.items() for s in a.sources]
+        owners = [t for t in sources.tensors if t.slot is None]
         found = match_names(Side(open_targets, owned), Side(free, owners), settled)
         unmatched = frozenset(v.name for v in open_targets if v.name not in found)
-        by_position = match_positions(self._targets, self._sources, self._with_rules(found), unmatched)
-        found = {**found, **{n: o for n, o in by_position.items() if self._is_free(o)}}
+        by_position = match_positions(self._targets, sources, _with_rules(found, decisions), unmatched)
+        found = {**found, **{n: o for n, o in by_position.items() if _is_free(o, decisions)}}
         used = {o.source.name for o in found.values() if isinstance(o, Match)}
         by_place = match_containers(
             [v for v in open_targets if v.name not in found], [t for t in free if t.name not in used]
@@ -107,15 +135,6 @@ class _Resolution:
         found = {**found, **by_place}
         found = {**found, **match_places(Side([v for v in open_targets if v.name not in found], owned), free)}
         return {**refuse_other_members(found, open_targets), **state}
-
-    def _with_rules(self, found: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
-        """What names and rules decided together: positions must agree with both."""
-        ruled = {n: Match(a.sources[0], "rule") for n, a in self._decisions.assigned.items() if len(a.sources) == 1}
-        return {**found, **ruled}
-
-    def _is_free(self, outcome: Outcome) -> bool:
-        tensor = outcome.source if isinstance(outcome, Match) else outcome.candidates[0]
-        return tensor.name not in self._decisions.used and tensor.name not in self._decisions.dropped
 
     def _owner(self, variable: TargetVariable, outcome: Outcome | None) -> Owner:
         assignment = self._decisions.assigned.get(variable.name)
@@ -149,18 +168,25 @@ class _Resolution:
             reason = f"{outcome.reason}."
             return unfilled(variable, Status.AMBIGUOUS, reason, problem=Problem.AMBIGUOUS, candidates=names)
         if variable.keep_reason:
-            return unfilled(variable, Status.KEPT, variable.keep_reason, evidence=_why_kept(variable))
+            counters = sum(t.tracker_only for t in self._sources.tensors) if variable.tracker_only else 0
+            reason = _OWN_COUNTERS if counters > 1 else variable.keep_reason
+            return unfilled(variable, Status.KEPT, reason, evidence=_why_kept(variable))
         return unfilled(variable, Status.UNMATCHED, self._why_unmatched(variable), problem=Problem.UNMATCHED)
 
     def _why_unmatched(self, variable: TargetVariable) -> str:
-        rule = self._decisions.used.get(variable.name)
-        if rule is not None:
-            return f"the source of this name is used by {self._rules.where(rule)} for another target."
-        rule = self._decisions.dropped.get(variable.name)
-        if rule is not None:
-            return f"the source of this name is dropped by {self._rules.where(rule)}."
+        for name in [part.named(variable.name) for part in self._sources.parts] or [variable.name]:
+            rule = self._decisions.used.get(name)
+            if rule is not None:
+                return f"the source of this name is used by {self._rules.where(rule)} for another target."
+            rule = self._decisions.dropped.get(name)
+            if rule is not None:
+                return f"the source of this name is dropped by {self._rules.where(rule)}."
         known = self._state.unmatched_reason(variable)
-        return f"{known}." if known else "the checkpoint has no tensor of this name."
+        if known:
+            return f"{known}."
+        parts = quote([part.name for part in self._sources.parts])
+        whose = f"none of the checkpoints {parts} has a" if parts else "the checkpoint has no"
+        return f"{whose} tensor of this name."
 
     def _slots(self, owners: Mapping[str, Owner]) -> list[PlanEntry]:
         resolver = SlotResolver(self._sources, self._targets, self._slot_roles(), frozenset(self._decisions.dropped))
@@ -201,6 +227,7 @@ class _Resolution:
             entries=done,
             unused=unused,
             suggestions=self._suggester.text(done, self._targets, used, self._decisions.assigned.keys()),
+            checkpoints=tuple((part.name, part.index.path) for part in self._sources.parts),
         )
 
     def _mark_unchecked(self, entries: list[PlanEntry]) -> list[PlanEntry]:
@@ -236,6 +263,17 @@ def _allow_keep(entry: PlanEntry) -> PlanEntry:
     if entry.problem is not Problem.UNMATCHED:
         return entry
     return dataclasses.replace(entry, status=Status.KEPT, evidence="unmatched=keep", problem=Problem.NONE)
+
+
+def _with_rules(found: Mapping[str, Outcome], decisions: Decisions) -> Mapping[str, Outcome]:
+    """What names and rules decided together: positions must agree with both."""
+    ruled = {n: Match(a.sources[0], "rule") for n, a in decisions.assigned.items() if len(a.sources) == 1}
+    return {**found, **ruled}
+
+
+def _is_free(outcome: Outcome, decisions: Decisions) -> bool:
+    tensor = outcome.source if isinstance(outcome, Match) else outcome.candidates[0]
+    return tensor.name not in decisions.used and tensor.name not in decisions.dropped
 
 
 def partially_read(entries: Collection[PlanEntry]) -> frozenset[str]:

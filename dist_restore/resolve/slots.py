@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from dist_restore.entries import PlanEntry, Problem, Status
@@ -11,7 +11,7 @@ from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.nearest import quote
 from dist_restore.slot_roles import degree_of, is_known, same_meaning
-from dist_restore.specs import CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
+from dist_restore.specs import CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable, in_part
 from dist_restore.transforms import for_slot, refuses_slot
 
 
@@ -64,6 +64,9 @@ class SlotResolver:
         if not self._theirs:
             return self._unmatched(target, self._why_no_slots(target))
         role = self._roles.get(slot.role, slot.role)
+        parts = sorted({source.part for source in owner.choice.sources})
+        if len(parts) > 1:
+            return self._unmatched(target, _of_several(target, role, owner.choice.sources, parts))
         optimizer = self._pair(slot.optimizer, role, owner.choice.sources)
         if isinstance(optimizer, str):
             return self._unmatched(target, optimizer)
@@ -86,8 +89,9 @@ class SlotResolver:
 
     def _pair(self, ours: str, role: str, sources: tuple[SourceTensor, ...]) -> OptimizerInfo | str:
         """The checkpoint's optimizer that belongs to one of the program's, or why there is none."""
-        if ours in self._theirs:
-            return self._theirs[ours]
+        named = in_part(sources[0].part, ours)
+        if named in self._theirs:
+            return self._theirs[named]
         holders = set.intersection(*(self._of_owner.get((role, s.name), set()) for s in sources))
         if len(holders) == 1:
             return self._theirs[holders.pop()]
@@ -186,6 +190,15 @@ def _to_begin(target: TargetVariable) -> str:
     assert slot is not None
     root = f"{slot.optimizer}/{slot.role}" if slot.optimizer else slot.role
     return f'. To let this role keep what it holds now (in a new optimizer, how it begins): keep = "{root}/{{rest}}"'
+
+
+def _of_several(target: TargetVariable, role: str, sources: Sequence[SourceTensor], parts: Sequence[str]) -> str:
+    """Why a slot does not follow an owner that is made of several checkpoints, and the rules that say what is meant."""
+    return (
+        f"its owner is made of tensors of the checkpoints {quote(parts)}, each with an optimizer's state of its own, "
+        f"and {role!r} is not mixed unasked. Say what is meant in a rule: keep = {target.name!r}, or from = the slot "
+        f"of one of them, such as of {sources[0].name!r}"
+    )
 
 
 def _refused(target: TargetVariable, role: str, tensors: tuple[SourceTensor, ...], refusal: str) -> str:

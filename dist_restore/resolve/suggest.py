@@ -56,7 +56,7 @@ class Suggester:
 
     @functools.cached_property
     def _words(self) -> Mapping[str, frozenset[str]]:
-        return {name: tokens(name) for name in self._sources}
+        return {name: tokens(tensor.own_name) for name, tensor in self._sources.items()}
 
     @functools.cached_property
     def _by_shape(self) -> Mapping[tuple[int, ...], Sequence[str]]:

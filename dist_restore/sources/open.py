@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import TypeAlias, overload
 
 from dist_restore.sources.base import Source
 from dist_restore.sources.files import size_of
@@ -11,27 +13,43 @@ from dist_restore.sources.locate import is_saved_model, resolve_prefix
 from dist_restore.sources.npz import open_npz
 from dist_restore.sources.safetensors_file import open_safetensors
 from dist_restore.sources.saved_model import open_saved_model
+from dist_restore.sources.several import open_each, resolve_each
 from dist_restore.sources.tf_checkpoint import TfCheckpoint
 
+PathLike: TypeAlias = str | os.PathLike[str]
+Paths: TypeAlias = PathLike | Mapping[str, PathLike]
+Resolved: TypeAlias = str | Mapping[str, str]
 
-def resolve_path(path: str | os.PathLike[str]) -> str:
+
+@overload
+def resolve_path(path: PathLike) -> str: ...
+@overload
+def resolve_path(path: Paths) -> Resolved: ...
+def resolve_path(path: Paths) -> Resolved:
     """The checkpoint that a path means: a prefix or file as it is, a directory's latest checkpoint.
 
     Called by the chief alone; the answer is broadcast, so that all workers open the same one.
 
+    Args:
+      path: a path, or a mapping of such by name.
+
     Raises:
       CheckpointNotFoundError: nothing is there, or several are and nothing decides.
       UnsupportedFormatError: a file of a kind that is not read.
+      RuleError: a name in a mapping that rules could not write.
     """
+    if isinstance(path, Mapping):
+        return resolve_each({name: os.fspath(one) for name, one in path.items()}, resolve_prefix)
     return resolve_prefix(os.fspath(path))
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Source:
+def open_checkpoint(path: Paths) -> Source:
     """Opens a checkpoint for reading its index and its tensors; never writes to it.
 
     Args:
       path: a checkpoint prefix; a `.safetensors` (or its `.index.json`), `.npz`, `.weights.h5`, `.h5` or `.keras` file;
-        or a directory: its latest checkpoint, its SavedModel, or its safetensors files.
+        or a directory: its latest checkpoint, its SavedModel, or its safetensors files. Or a mapping of such by name:
+        then all are opened, and the tensors of `{"encoder": ...}` are called `encoder:...`.
 
     Returns:
       The opened source; close it when done.
@@ -40,7 +58,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Source:
       CheckpointNotFoundError: nothing is there, or a data file is missing.
       CheckpointCorruptError: the index or the object graph cannot be read.
       UnsupportedFormatError: a file of a kind that is not read.
+      RuleError: a name in a mapping that rules could not write.
     """
+    if isinstance(path, Mapping):
+        return open_each({name: os.fspath(one) for name, one in path.items()}, open_checkpoint)
     found = resolve_path(path)
     lower = found.lower()
     if size_of(found) is None or size_of(f"{found}.index") is not None:
