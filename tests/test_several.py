@@ -388,4 +388,4 @@ def test_a_table_comes_from_the_checkpoint_that_holds_it(tmp_path: pathlib.Path)
     assert target.table.lookup(tf.constant(["b", "a"])).numpy().tolist() == [4, 3]
     assert float(target.v.numpy()) == 2.0
     twice = {**paths, "other": paths["words"]}
-    live.refuse(dr.AmbiguousMatchError, target, twice, "'other:table'", "'words:table'")
+    live.refuse(dr.AmbiguousMatchError, target, twice, "other:table, words:table")
