@@ -24,7 +24,7 @@ demo-cluster: $(READY) ## the same on a local cluster of 2 workers (WORKERS=3, W
 	@$(BIN)/python scripts/demo.py --workers=$(WORKERS)
 
 test: $(READY) ## all tests (ARGS="-k name" and so on are passed on to pytest)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 check: $(READY) ## lint, format and strict types
 	@$(BIN)/ruff check .

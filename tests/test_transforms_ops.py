@@ -84,6 +84,13 @@ def reshape(draw: Draw) -> Case:
     return Case(t.Reshape(shape), [x], x.reshape(shape), minimal=False)
 
 
+def reshape_to_target(draw: Draw) -> Case:
+    """As a rule for models of every size has it."""
+    x = table(*shapes(draw, 2))
+    shape = draw(st.sampled_from([(x.size,), x.shape[::-1], (1, *x.shape), (x.shape[0], x.size // x.shape[0])]))
+    return Case(t.Reshape("target"), [x], x.reshape(shape), minimal=False)
+
+
 def slice_(draw: Draw) -> Case:
     x = table(*shapes(draw))
     begin = tuple(draw(st.integers(0, n - 1)) for n in x.shape)
@@ -247,6 +254,7 @@ def resize_grid(draw: Draw) -> Case:
 MAKERS: tuple[Callable[[Draw], Case], ...] = (
     transpose,
     reshape,
+    reshape_to_target,
     slice_,
     pad,
     fit,
@@ -268,7 +276,7 @@ every_op = pytest.mark.parametrize("maker", MAKERS, ids=lambda m: m.__name__.str
 
 
 def test_every_op_of_the_vocabulary_is_tried_here() -> None:
-    assert {m.__name__.strip("_") for m in MAKERS} - {"resize_grid"} == set(t.OPS)
+    assert {m.__name__.strip("_") for m in MAKERS} - {"resize_grid", "reshape_to_target"} == set(t.OPS)
 
 
 def draw_box(data: st.DataObject, shape: tuple[int, ...]) -> Box:

@@ -42,6 +42,7 @@ SPELLINGS: list[tuple[dict[str, object], Op]] = [
     ({"cast": {"dtype": "float16", "lossy": False}}, Cast("float16")),
     ({"scale": {"by": 0.5}}, Scale(0.5)),
     ({"scale": {"by": 2}}, Scale(2.0)),
+    ({"reshape": {"shape": "target"}}, Reshape("target")),
 ]
 BOUND: list[Op] = [Split(0, (1, 2), 1), Unstack(0, 3), Fit(Fill.NORMAL, (2, 3), 9), Pad((1,), (0,), Fill.NORMAL, 9)]
 
@@ -228,6 +229,7 @@ A = TensorSpec((4, 6), F)
         ([Transpose((0,))], [A], (6, 4), 1, ShapeMismatchError, ["transpose", "perm", "2 value"]),
         ([Transpose((0, 0))], [A], (6, 4), 1, ShapeMismatchError, ["transpose", "permutation", "once"]),
         ([Reshape((5, -1))], [A], (5, 5), 1, ShapeMismatchError, ["reshape", "24 elements", "Correct shape"]),
+        ([Reshape("target")], [A], (5, 5), 1, ShapeMismatchError, ["reshape", "24 elements", "shape [5, 5]", "sizes"]),
         ([Slice((0,), (2,))], [A], (2, 6), 1, ShapeMismatchError, ["slice", "begin", "per axis"]),
         ([Slice((0, 3), (2, 4))], [A], (2, 4), 1, ShapeMismatchError, ["slice", "within shape [4, 6]", "Correct"]),
         ([Slice((5, 0), (-1, 1))], [A], (2, 4), 1, ShapeMismatchError, ["slice", "Correct"]),
@@ -293,7 +295,7 @@ def test_parts_must_be_counted_from_zero() -> None:
         t.bind((), (A,), A, part=2, parts=2)
 
 
-@pytest.mark.parametrize("op", [Split(0), Unstack(0), Fit(Fill.ZEROS)])
+@pytest.mark.parametrize("op", [Split(0), Unstack(0), Fit(Fill.ZEROS), Reshape("target")])
 def test_ops_that_were_never_bound_are_not_applied(op: Op) -> None:
     with pytest.raises(RuleError, match=f"{op.NAME}: .*bind"):
         t.apply((op,), [np.ones((4, 6), np.float32)])
@@ -313,6 +315,21 @@ def test_binding_resolves_axes_sizes_parts_shape_and_seed() -> None:
         Split(1, (10, 10), 1),
         Fit(Fill.NORMAL, (2, 30), 5),
     )
+
+
+def test_each_target_of_a_rule_has_the_shape_that_its_piece_gets() -> None:
+    """As fused attention is parted: the pieces, and the axes for their heads."""
+    source = np.arange(48.0).reshape(4, 12)
+    for part, shape in enumerate([(4, 2, 2), (2, 2, 4), (16,)]):
+        ops = t.bind(
+            (Split(1), Reshape("target")),
+            (TensorSpec((4, 12), "float64"),),
+            TensorSpec(shape, "float64"),
+            part=part,
+            parts=3,
+        )
+        assert ops == (Split(1, (4, 4, 4), part), Reshape(shape))
+        np.testing.assert_array_equal(t.apply(ops, [source]), source[:, 4 * part : 4 * part + 4].reshape(shape))
 
 
 def test_shards_are_split_alike_and_joined() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from dist_restore.specs import Box, TensorSpec
 from dist_restore.transforms.base import Array, Live, MapOp, Op, Site, Specs, common, require_sizes, shape_error
@@ -18,17 +18,25 @@ from dist_restore.transforms.fields import Fields, rule_error
 from dist_restore.transforms.movement import Slice
 
 _Shape = tuple[int, ...]
+# How a rule file says that the program's variable has the shape, so that one rule serves models of every size.
+_TARGET: Literal["target"] = "target"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reshape(MapOp):
-    """Gives the same elements, in C order, another shape; one size may be -1."""
+    """Gives the same elements, in C order, another shape.
+
+    Attributes:
+      shape: the sizes, one of which may be -1; or `target`, the shape of the variable. A plan has sizes always.
+    """
 
     NAME: ClassVar[str] = "reshape"
 
-    shape: _Shape
+    shape: _Shape | Literal["target"]
 
     def __post_init__(self) -> None:
+        if isinstance(self.shape, str):
+            return
         require_sizes(self.NAME, "shape", self.shape, least=-1)
         if self.shape.count(-1) > 1:
             raise rule_error(self.NAME, f"shape {list(self.shape)} holds more than one -1", "Leave one size open")
@@ -36,10 +44,12 @@ class Reshape(MapOp):
     @classmethod
     def read(cls, fields: Fields) -> Reshape:
         """See `Op`."""
-        return cls(fields.integers("shape"))
+        return cls(_TARGET if fields.values["shape"] == _TARGET else fields.integers("shape"))
 
     def bind(self, specs: Specs, site: Site) -> Reshape:
         """See `Op`."""
+        if isinstance(self.shape, str):
+            return _reshape_for(site.target, specs)
         # Sources that are merged later may differ in size; then -1 means something else for each.
         shape = common([self._resolve(s) for s in specs])
         return self if shape is None else Reshape(shape)
@@ -50,7 +60,7 @@ class Reshape(MapOp):
 
     def apply_one(self, array: Array, live: Live | None) -> Array:
         """See `MapOp`."""
-        return array.reshape(self.shape)
+        return array.reshape(self._sizes())
 
     def pull_back_one(self, spec: TensorSpec, box: Box) -> Box:
         """See `MapOp`."""
@@ -79,18 +89,38 @@ class Reshape(MapOp):
         """See `MapOp`."""
         return Reshape(spec.shape)
 
+    def _sizes(self) -> _Shape:
+        if isinstance(self.shape, str):
+            raise rule_error(
+                self.NAME, "the target's shape is not known", "Bind the ops to a target first, with bind()"
+            )
+        return self.shape
+
     def _resolve(self, spec: TensorSpec) -> _Shape:
-        known = math.prod(n for n in self.shape if n >= 0)
-        if -1 in self.shape and known and spec.elements % known == 0:
-            return tuple(spec.elements // known if n < 0 else n for n in self.shape)
-        if -1 in self.shape or known != spec.elements:
+        shape = self._sizes()
+        known = math.prod(n for n in shape if n >= 0)
+        if -1 in shape and known and spec.elements % known == 0:
+            return tuple(spec.elements // known if n < 0 else n for n in shape)
+        if -1 in shape or known != spec.elements:
             raise shape_error(
                 self.NAME,
                 f"a shape of {spec.elements} elements for {spec}",
-                f"{list(self.shape)}",
+                f"{list(shape)}",
                 "Correct shape; one size may be -1",
             )
-        return self.shape
+        return shape
+
+
+def _reshape_for(target: TensorSpec, specs: Specs) -> Reshape:
+    for spec in specs:
+        if spec.elements != target.elements:
+            raise shape_error(
+                Reshape.NAME,
+                f"{target.elements} elements, as the variable's shape {list(target.shape)} has",
+                f"{spec.elements} elements in {spec}",
+                "Correct the ops before it, or build the model with the checkpoint's sizes",
+            )
+    return Reshape(target.shape)
 
 
 def _groups(inner: _Shape, outer: _Shape, box: Box) -> Iterator[tuple[_Shape, _Shape, Box]]:
