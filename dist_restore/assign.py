@@ -136,6 +136,15 @@ class Assigner:
         """What each local replica holds, without copies where that is possible."""
         return Replicas(tuple(host_memory.view(c) for c in self._components(variable)))
 
+    def replicas_of(self, variables: Sequence[tf.Variable]) -> list[Replicas]:
+        """The same of variables that `grouped.together` put together: copies, of each replica in one call."""
+        rows = [host_memory.plain_components(v) for v in variables] if len(variables) > 1 else []
+        columns = grouped.read(rows) if rows else None
+        if columns is None:
+            return [self.replicas(variable) for variable in variables]
+        # With `...` the part of a vector is an array too.
+        return [Replicas(tuple([column[i, ...] for column in columns])) for i in range(len(variables))]
+
     def checksums(self, variable: tf.Variable) -> tuple[int, ...]:
         """The checksum of what each local replica holds."""
         return self.replicas(variable).checksums()

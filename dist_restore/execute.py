@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from dist_restore.assign import Assigner, Replicas, Write, checksum
@@ -141,8 +140,8 @@ class Ledger:
         return f"{len(self._touched)} variable(s) had changed already: {names}{more}."
 
 
-def _small(value: Value) -> np.ndarray | None:
-    return None if isinstance(value.value, Blank) else value.value
+def _small(value: Value) -> Hashable | None:
+    return None if isinstance(value.value, Blank) else (value.value.shape, value.value.dtype)
 
 
 def _crc(value: Value) -> int:
@@ -211,7 +210,7 @@ def verify_replicas(assigned: Sequence[Assigned], handles: Mapping[str, tf.Varia
     Raises:
       VerificationError: a replica holds something else.
     """
-    works = (_verification(group, handles, assigner) for group in _groups(assigned))
+    works = (_verification(group, handles, assigner) for group in _groups(assigned, handles))
     with contextlib.closing(stream(works, _USEFUL)) as results:
         wrong = [text for found in results for text in found]
     if wrong:
@@ -222,13 +221,13 @@ def verify_replicas(assigned: Sequence[Assigned], handles: Mapping[str, tf.Varia
         )
 
 
-def _groups(assigned: Sequence[Assigned]) -> Iterator[list[Assigned]]:
-    """Many small variables together, so that threads are not handed crumbs; large ones alone."""
-    group: list[Assigned] = []
+def _groups(assigned: Sequence[Assigned], handles: Mapping[str, tf.Variable]) -> Iterator[list[list[Assigned]]]:
+    """Many small variables together, so that threads are not handed crumbs; each list of them is read in one call."""
+    group: list[list[Assigned]] = []
     size = 0
-    for item in assigned:
-        group.append(item)
-        size += item.nbytes
+    for items in together(list(assigned), lambda item: _alike(item, handles[item.name])):
+        group.append(items)
+        size += sum(item.nbytes for item in items)
         if size >= _GROUP:
             yield group
             group, size = [], 0
@@ -237,18 +236,27 @@ def _groups(assigned: Sequence[Assigned]) -> Iterator[list[Assigned]]:
 
 
 _GROUP = 1 << 20
+# Below this size a variable is copied when it is verified, together with others.
+_SMALL = 64 << 10
 
 
-def _verification(group: Sequence[Assigned], handles: Mapping[str, tf.Variable], assigner: Assigner) -> Work[list[str]]:
+def _alike(item: Assigned, variable: tf.Variable) -> Hashable | None:
+    """What small variables have in common that can be read together; nearly: `[4, 8]` and `[8, 4]` cannot."""
+    return (item.nbytes, variable.shape.rank, variable.dtype) if item.nbytes < _SMALL else None
+
+
+def _verification(
+    group: Sequence[Sequence[Assigned]], handles: Mapping[str, tf.Variable], assigner: Assigner
+) -> Work[list[str]]:
     """Variables are read by the consumer's thread, and hashed by others."""
-    size = sum(item.nbytes for item in group)
+    flat = [item for items in group for item in items]
 
     def start() -> Started[list[str]]:
-        held = [assigner.replicas(handles[item.name]) for item in group]
+        held = [r for items in group for r in assigner.replicas_of([handles[item.name] for item in items])]
         wrong: list[str] = []
-        return Started((functools.partial(_compare, group, held, wrong),), lambda: wrong)
+        return Started((functools.partial(_compare, flat, held, wrong),), lambda: wrong)
 
-    return Work(size, start)
+    return Work(sum(item.nbytes for item in flat), start)
 
 
 def _compare(group: Sequence[Assigned], held: Sequence[Replicas], wrong: list[str]) -> None:

@@ -1,15 +1,16 @@
-"""Many small variables written in one call.
+"""Many small variables written, or read, in one call.
 
 An eager op costs 8 us however small its value is. A function of `COUNT` AssignVariableOps costs 2 us for each, if it is
 registered as a proto and called without TensorFlow's Python wrappers (`tests/test_grouped.py` says on which version
-that was tried; TF 2.21). Its first call takes 17 ms. Where a piece is missing, `write` writes nothing and says so.
+that was tried; TF 2.21). Its first call takes 17 ms. Where a piece is missing, `write` writes nothing and says so, and
+`read` reads nothing.
 Knows components and arrays; knows no strategies.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -37,26 +38,25 @@ Components: TypeAlias = tuple[tf.Variable, ...]
 Item = TypeVar("Item")
 
 
-def together(items: list[Item], array_of: Callable[[Item], np.ndarray | None]) -> Iterator[list[Item]]:
-    """Empties a list: `COUNT` items whose arrays have one shape and dtype come together, all others alone.
+def together(items: list[Item], kind_of: Callable[[Item], Hashable | None]) -> Iterator[list[Item]]:
+    """Empties a list: `COUNT` items of one kind come together, all others alone.
 
     Args:
       items: in the order in which they are wanted.
-      array_of: an item's array; None for what is to come alone.
+      kind_of: what items must have in common: shape and dtype; None for what is to come alone.
     """
-    waiting: dict[tuple[tuple[int, ...], np.dtype], list[Item]] = collections.defaultdict(list)
+    waiting: dict[Hashable, list[Item]] = collections.defaultdict(list)
     few = len(items) < _FEW
     items.reverse()
     while items:
         item = items.pop()
-        array = None if few else array_of(item)
-        if array is None:
+        kind = None if few else kind_of(item)
+        if kind is None:
             yield [item]
             continue
-        key = array.shape, array.dtype
-        waiting[key].append(item)
-        if len(waiting[key]) == COUNT:
-            yield waiting.pop(key)
+        waiting[kind].append(item)
+        if len(waiting[kind]) == COUNT:
+            yield waiting.pop(kind)
     for group in waiting.values():
         yield from ([item] for item in group)
 
@@ -80,13 +80,33 @@ def write(rows: Sequence[Components | None], values: Sequence[np.ndarray]) -> bo
     if not len(rows) == len(values) == COUNT or len({(value.shape, value.dtype) for value in values}) != 1:
         return False
     columns = _columns(rows)
-    if columns is None or not all(_fits(column, values[0]) for column in columns):
+    if columns is None or not all(_fits(column, values[0].shape, values[0].dtype) for column in columns):
         return False
     for column in columns:
         # Memory of its own for each: TF takes a part of a batch for the variable's alone when it is the last one in
         # use, and would then update in place what another replica still holds.
         _write_column(column, np.array(values))
     return True
+
+
+def read(rows: Sequence[Components | None]) -> list[np.ndarray] | None:
+    """What the plain components of `COUNT` variables hold: for the first ones of all an array of copies, and so on.
+
+    Args:
+      rows: as for `write`.
+
+    Returns:
+      None where that cannot be read: other counts, or other dtypes, shapes or devices than `write` can write.
+    """
+    columns = _columns(rows) if len(rows) == COUNT else None
+    if columns is None or columns[0][0].shape.rank is None:
+        return None
+    shape, dtype = tuple(columns[0][0].shape.as_list()), columns[0][0].dtype
+    if dtype.name not in host_memory.DTYPES or None in shape:
+        return None
+    if not all(_fits(column, shape, np.dtype(dtype.as_numpy_dtype)) for column in columns):
+        return None
+    return [_read_column(column) for column in columns]
 
 
 def _columns(rows: Sequence[Components | None]) -> list[Components] | None:
@@ -97,36 +117,62 @@ def _columns(rows: Sequence[Components | None]) -> list[Components] | None:
     return list(zip(*plain, strict=True))
 
 
-def _fits(column: Components, value: np.ndarray) -> bool:
-    """Whether all components are on one CPU of this process, and of the value's shape and dtype."""
+def _fits(column: Components, shape: tuple[int, ...], kind: np.dtype) -> bool:
+    """Whether all components are on one CPU of this process, and of the values' shape and dtype."""
     dtype, device = column[0].dtype, column[0].device
     # Other dtypes have no kernel, or TF and NumPy lay them out differently.
-    if dtype.name not in host_memory.DTYPES or value.dtype != dtype.as_numpy_dtype:
+    if dtype.name not in host_memory.DTYPES or kind != dtype.as_numpy_dtype:
         return False
     if not device.startswith(f"{context.context().host_address_space()}/device:CPU:"):
         return False
-    has_shape, shape = host_memory.has_shape, value.shape
+    has_shape = host_memory.has_shape
     return all(has_shape(c, shape) and c.dtype is dtype and c.device == device for c in column)
 
 
 def _write_column(column: Components, array: np.ndarray) -> None:
     device, dtype = column[0].device, column[0].dtype.as_datatype_enum
     batch = framework_ops.EagerTensor(array, device, dtype)  # of memory that is its own: `np.array` copied
-    inputs = [batch, *(component.handle for component in column)]
+    _call(_registered("assign", _writing, dtype, device), 0, [batch, *(component.handle for component in column)])
+
+
+def _read_column(column: Components) -> np.ndarray:
+    device, dtype = column[0].device, column[0].dtype.as_datatype_enum
+    (batch,) = _call(_registered("read", _reading, dtype, device), 1, [component.handle for component in column])
+    return np.asarray(batch._numpy())
+
+
+def _call(name: str, outputs: int, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     # Grappler has nothing to win here and takes longer than all the calls; other threads cost more than they bring.
     attributes = ("executor_type", "SINGLE_THREADED_EXECUTOR", "config_proto", _CONFIG)
-    execute.execute(_registered(dtype, device), 0, inputs, attributes, context.context())
+    return list(execute.execute(name, outputs, inputs, attributes, context.context()))
 
 
-def _registered(dtype: int, device: str) -> str:
+def _registered(what: str, make: Callable[[str, int, str], function_pb2.FunctionDef], dtype: int, device: str) -> str:
     """The name of the function for a dtype and a device, which is registered with TensorFlow the first time."""
-    name = f"__dist_restore_assign_{COUNT}_{dtype}_{''.join(c if c.isalnum() else '_' for c in device)}"
+    name = f"__dist_restore_{what}_{COUNT}_{dtype}_{''.join(c if c.isalnum() else '_' for c in device)}"
     if not context.context().has_function(name):
-        context.context().add_function_def(_function(name, dtype, device))
+        context.context().add_function_def(make(name, dtype, device))
     return name
 
 
-def _function(name: str, dtype: int, device: str) -> function_pb2.FunctionDef:
+def _reading(name: str, dtype: int, device: str) -> function_pb2.FunctionDef:
+    """`def name(*handles)`: reads the variables and packs what they hold."""
+    function = function_pb2.FunctionDef()
+    function.signature.name, function.signature.is_stateful = name, True
+    packed = function.node_def.add(name="packed", op="Pack", device=device)
+    packed.attr["T"].type, packed.attr["N"].i, packed.attr["axis"].i = dtype, COUNT, 0
+    for number in range(COUNT):
+        function.signature.input_arg.add(name=f"handle{number}", type=tf.resource.as_datatype_enum)
+        node = function.node_def.add(name=f"read{number}", op="ReadVariableOp", device=device)
+        node.input.append(f"handle{number}")
+        node.attr["dtype"].type = dtype
+        packed.input.append(f"read{number}:value:0")
+    function.signature.output_arg.add(name="batch", type=dtype)
+    function.ret["batch"] = "packed:output:0"
+    return function
+
+
+def _writing(name: str, dtype: int, device: str) -> function_pb2.FunctionDef:
     """`def name(batch, *handles)`: unpacks the batch and assigns the parts."""
     function = function_pb2.FunctionDef()
     function.signature.name, function.signature.is_stateful = name, True

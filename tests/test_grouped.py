@@ -13,6 +13,7 @@ import tensorflow as tf
 import dist_restore as dr
 from dist_restore import grouped, host_memory
 from dist_restore.assign import Assigner, Write, checksum
+from dist_restore.execute import Assigned, verify_replicas
 from dist_restore.grouped import COUNT
 
 DTYPES = sorted(host_memory.DTYPES)
@@ -61,7 +62,10 @@ def test_every_dtype_is_written_bit_by_bit(dtype: str) -> None:
     assert_hold(found, values)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0, 3), (16,), (5, 3, 1)])
+SHAPES = [(), (1,), (0,), (2, 0, 3), (16,), (5, 3, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_every_shape_is_written_to_every_replica(shape: tuple[int, ...], replicas: int) -> None:
     strategy = tf.distribute.get_strategy() if replicas == 1 else mirrored(replicas)
@@ -111,6 +115,52 @@ def test_what_does_not_fit_is_not_written_at_all() -> None:
     assert_hold(found[:-1], zeros)
 
 
+def read(found: Sequence[tf.Variable]) -> list[np.ndarray] | None:
+    return grouped.read([host_memory.plain_components(v) for v in found])
+
+
+CASES = [*((dtype, (3, 2), 1) for dtype in DTYPES), *(("float32", shape, 2) for shape in SHAPES)]
+
+
+@pytest.mark.parametrize(("dtype", "shape", "replicas"), CASES)
+def test_every_replica_is_read_bit_by_bit(dtype: str, shape: tuple[int, ...], replicas: int) -> None:
+    strategy = tf.distribute.get_strategy() if replicas == 1 else mirrored(replicas)
+    found = variables(strategy, dtype, shape)
+    columns = [values_of(dtype, shape, seed) for seed in range(replicas)]
+    for replica, values in enumerate(columns):
+        for variable, value in zip(found, values, strict=True):
+            getattr(variable, "values", (variable,))[replica].assign(tf.constant(value, dtype))
+    held = read(found)
+    assert held is not None and len(held) == replicas
+    for column, values in zip(held, columns, strict=True):
+        assert (column.shape, column.dtype) == ((COUNT, *shape), values[0].dtype)
+        assert [part.tobytes() for part in column] == [value.tobytes() for value in values]
+
+
+def test_what_does_not_fit_is_not_read() -> None:
+    default = tf.distribute.get_strategy()
+    for odd in (tf.Variable(tf.zeros([4, 1])), tf.Variable(tf.zeros([4], tf.int32)), tf.Variable(["text"])):
+        assert read([*variables(default, "float32", (4,))[:-1], odd]) is None
+        assert read([odd, *variables(default, "float32", (4,))[:-1]]) is None
+    assert read(variables(default, "float32", (4,))[:-1]) is None
+    assert grouped.read([None] * COUNT) is None
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_one_replica_of_one_among_many_variables_is_found_where_it_holds_something_else(replicas: int) -> None:
+    strategy = tf.distribute.get_strategy() if replicas == 1 else mirrored(replicas)
+    found = [v for _ in range(grouped._FEW // COUNT) for v in variables(strategy, "float32", (3,))]
+    assigner, handles = Assigner(strategy), {f"v{i}": v for i, v in enumerate(found)}
+    crc = checksum(np.zeros(3, np.float32))
+    assigned = [Assigned(name, (crc,) * replicas, 12, crc) for name in handles]
+    verify_replicas(assigned, handles, assigner)
+    getattr(found[700], "values", (found[700],))[-1].assign([0.0, 0.0, 1.0])
+    with pytest.raises(
+        dr.VerificationError, match=rf"1 variable.s. do not hold .*'v700' on replica.s. .{replicas - 1}]"
+    ):
+        verify_replicas(assigned, handles, assigner)
+
+
 def test_replicated_and_plain_variables_and_sums_are_all_written_by_the_assigner() -> None:
     strategy = mirrored()
     with strategy.scope():
@@ -142,7 +192,7 @@ def test_only_many_arrays_of_one_shape_and_dtype_come_together() -> None:
     many = [np.full(3, i, np.float32) for i in range(grouped._FEW)]
     others = [np.zeros(3, np.float64), np.zeros((3, 1), np.float32)] * 5
     items = [*others, *many]
-    groups = list(grouped.together(items, lambda item: item))
+    groups = list(grouped.together(items, lambda item: (item.shape, item.dtype)))
     assert items == []
     assert sorted(map(len, groups)) == [1] * 10 + [COUNT] * (grouped._FEW // COUNT)
     assert {id(item) for group in groups for item in group} == {id(item) for item in [*others, *many]}
@@ -150,7 +200,7 @@ def test_only_many_arrays_of_one_shape_and_dtype_come_together() -> None:
 
 
 def test_few_items_and_items_without_an_array_come_alone_and_in_order() -> None:
-    assert list(grouped.together([3, 1, 2], lambda _: np.zeros(1))) == [[3], [1], [2]]
+    assert list(grouped.together([3, 1, 2], lambda _: "kind")) == [[3], [1], [2]]
     many = list(range(grouped._FEW))
     assert list(grouped.together([*many], lambda _: None)) == [[i] for i in many]
 
