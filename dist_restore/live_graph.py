@@ -133,6 +133,7 @@ class _Walker:
 
     def refuse_unbuilt(self) -> None:
         unbuilt = [o for o in self._objects if isinstance(o, keras.Layer) and not o.built and not _is_lookup(o)]
+        self._refuse_uncalled()
         if unbuilt:
             names = ", ".join(f"{o.name!r} ({type(o).__name__})" for o in unbuilt[:8])
             raise UnbuiltModelError(
@@ -140,6 +141,23 @@ class _Walker:
                 f"with random values after the restore: {names}. Call the model on a batch (model(tf.zeros(shape))) "
                 "or model.build(shape) under strategy.scope() first; remove a layer that is never called.",
                 names=tuple(o.name for o in unbuilt),
+            )
+
+    def _refuse_uncalled(self) -> None:
+        """Modules that make their variables at the first call, where they say so, as Sonnet's do."""
+        lazy = {kind for kind in set(map(type, self._objects)) if _has_first_call(kind)}
+        uncalled = [
+            o
+            for o in (self._objects if lazy else ())
+            if type(o) in lazy and isinstance(o, tf.Module) and not getattr(o, "_snt_once", None)
+        ]
+        if uncalled:
+            names = ", ".join(f"{o.name!r} ({type(o).__name__})" for o in uncalled[:8])
+            raise UnbuiltModelError(
+                f"{len(uncalled)} module(s) were never called, so their variables do not exist yet and would be made "
+                f"with initial values after the restore: {names}. Call the model on a batch, and apply the optimizer "
+                "once (its slots are made then), under strategy.scope(); remove a module that is never called.",
+                names=tuple(o.name for o in uncalled),
             )
 
     def graph(self, root: object) -> LiveGraph:
@@ -326,6 +344,13 @@ def _holds_state(value: object, depth: int = 0) -> bool:
 
 def _is_container(item: object) -> bool:
     return isinstance(item, (list, tuple, Mapping))
+
+
+def _has_first_call(kind: type) -> bool:
+    """Whether a module's class has a method that runs once, at the first call (`snt.once`, Sonnet 2.0.2)."""
+    if not issubclass(kind, tf.Module):
+        return False
+    return any(hasattr(value, "__snt_once_wrapped__") for base in kind.__mro__ for value in vars(base).values())
 
 
 def _is_lookup(item: keras.Layer) -> bool:

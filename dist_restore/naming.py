@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import hashlib
 import heapq
 import itertools
 import re
@@ -134,6 +136,7 @@ class _OptimizerNode:
     label: str
     family: str
     slots: tuple[tuple[str, int, int], ...]  # role, owner, slot
+    unclear: tuple[tuple[tuple[int, ...], int], ...] = ()  # owners of which one is meant, slot
 
 
 def name_graph(nodes: Sequence[Node]) -> tuple[tuple[NamedLeaf, ...], tuple[OptimizerInfo, ...]]:
@@ -159,6 +162,7 @@ def name_graph(nodes: Sequence[Node]) -> tuple[tuple[NamedLeaf, ...], tuple[Opti
     }
     leaves.update((leaf.node, leaf) for leaf in _make_unique(tuple(leaves.values()), paths))
     # Slots last: they are called after their owners, and these have their final names only now.
+    leaves.update(_name_unclear(optimizers, leaves))
     slots = _slot_table(optimizers, paths, leaves)
     named = _make_unique(tuple(_name_slot(x, slots[i]) if i in slots else x for i, x in leaves.items()), paths)
     return tuple(named), tuple(_describe(o, paths) for o in optimizers if o.node in paths)
@@ -311,12 +315,70 @@ def _leaves_below(nodes: Sequence[Node], index: int) -> Iterator[tuple[Leaf, int
 
 
 def _find_optimizers(nodes: Sequence[Node]) -> Iterator[_OptimizerNode]:
+    lists = _Lists(nodes)
     for index, node in enumerate(nodes):
         edges = dict(node.edges) if node.edges else {}
         if "_variables" in edges and "_trainable_variables" in edges:
             yield _keras_optimizer(nodes, index, edges)
         elif node.slots:
             yield _slotted_optimizer(nodes, index)
+        elif edges and (found := lists.optimizer(index)) is not None:
+            yield found
+
+
+class _Lists:
+    """Finds optimizers that keep a list of slots for each role, and whose slots' names end in their owners': Sonnet's.
+
+    Of what such an optimizer trains there is no list beside them, and the order in one is that of a call.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = nodes
+
+    @functools.cached_property
+    def _owners(self) -> Mapping[str, Sequence[int]]:
+        found: dict[str, list[int]] = collections.defaultdict(list)
+        for index, node in enumerate(self._nodes):
+            if node.leaf is not None:
+                found[node.leaf.full_name].append(index)
+        return found
+
+    def optimizer(self, index: int) -> _OptimizerNode | None:
+        """The optimizer at a node, if it is one."""
+        lists = [(edge, self._nodes[c].edges) for edge, c in self._nodes[index].edges if self._is_list(c)]
+        scopes = [(edge, items, scope) for edge, items in lists if (scope := self._scope(items))]
+        labels = {scope.split("/")[-2] for _, _, scope in scopes}
+        if len(labels) != 1:
+            return None
+        label = labels.pop()
+        family = self._nodes[index].family or family_of(label)
+        slots, unclear = [], []
+        for edge, items, scope in scopes:
+            for _, slot in items:
+                owners = self._owners[self._name(slot)[len(scope) + 1 :]]
+                if len(owners) == 1:
+                    slots.append((role_of_slot(edge, family), owners[0], slot))
+                else:
+                    unclear.append((tuple(owners), slot))
+        return _OptimizerNode(index, label, family, tuple(slots), tuple(unclear))
+
+    def _is_list(self, index: int) -> bool:
+        edges = self._nodes[index].edges
+        return bool(edges) and edges[0][0] == "0" and self._nodes[edges[0][1]].leaf is not None
+
+    def _scope(self, items: Sequence[tuple[str, int]]) -> str:
+        """What all names in a list begin with, and after which an owner's name follows; `adam/m`, or empty."""
+        parts = self._name(items[0][1]).split("/")
+        for count in range(2, len(parts)):
+            scope = "/".join(parts[:count])
+            names = [self._name(child) for _, child in items]
+            if all(name.startswith(f"{scope}/") and name[len(scope) + 1 :] in self._owners for name in names):
+                return scope
+        return ""
+
+    def _name(self, index: int) -> str:
+        leaf = self._nodes[index].leaf
+        return leaf.full_name if leaf is not None else ""
 
 
 def _keras_optimizer(nodes: Sequence[Node], index: int, edges: Mapping[str, int]) -> _OptimizerNode:
@@ -362,6 +424,20 @@ def _flat_names(nodes: Sequence[Node], optimizers: Iterable[_OptimizerNode]) -> 
             if own.endswith(f"_{role}"):
                 guesses[owner].add(own[: -len(role) - 1])
     return {owner: names.pop() for owner, names in guesses.items() if len(names) == 1}
+
+
+def _name_unclear(
+    optimizers: Iterable[_OptimizerNode], leaves: Mapping[int, NamedLeaf]
+) -> Iterator[tuple[int, NamedLeaf]]:
+    """Slots whose owner is one of several: a place in a list, which is equal where all these owners' names are too."""
+    for optimizer in optimizers:
+        for owners, slot in optimizer.unclear:
+            leaf = leaves.get(slot)
+            if leaf is not None:
+                text = "\n".join(sorted(leaves[owner].name for owner in owners if owner in leaves))
+                digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+                alias = Alias(f"{leaf.name}@{digest}", AliasKind.SEMANTIC)
+                yield slot, leaf._replace(kind=AliasKind.POSITIONAL, aliases=(alias, *leaf.aliases))
 
 
 def _slot_table(

@@ -19,6 +19,9 @@ _SLOT_ROLES = {
     ("adam", "vhat"): "velocity_hat",
     ("rmsprop", "rms"): "velocity",
     ("rmsprop", "mg"): "average_gradient",
+    # Sonnet's, whose Adam says `m` and `v` too.
+    ("rmsprop", "ms"): "velocity",
+    ("rmsprop", "mom"): "momentum",
 }
 _FAMILIES = frozenset(
     "adadelta adafactor adagrad adam adamax adamw ftrl lamb lion lossscaleoptimizer muon nadam rmsprop "
