@@ -22,7 +22,7 @@ import dist_restore as dr
 from conftest import make_strategy
 from dist_restore.resolve.resolver import Options, resolve
 from dist_restore.specs import TargetIndex, TargetVariable, TensorSpec
-from dist_restore.transforms import apply
+from dist_restore.transforms import Method, Resize, apply, describe
 from live import replicas
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -292,6 +292,59 @@ def test_norms_by_their_old_names_and_stored_masks_are_known(hub: Hub, tmp_path:
         save_file(state, os.fspath(tmp_path / f"{family}.safetensors"))
         assert_all_mapped(restored(ours, os.fspath(tmp_path / f"{family}.safetensors"), family))
         assert_equal_outputs(torch_outputs(hub, theirs, inputs), keras_outputs(ours, inputs), inputs)
+
+
+RESIZED = (ROOT / "configs" / "examples" / "vit_resolution.toml").read_text()
+
+
+@one_worker
+@pytest.mark.parametrize(("method", "mode"), [("cubic_torch", "bicubic"), ("linear", "bilinear")])
+@pytest.mark.parametrize("strategy", ["default", "mirrored2"])
+def test_a_vit_sees_larger_images_as_in_torch(
+    hub: Hub, tmp_path: pathlib.Path, method: str, mode: str, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 x 4 patches to 6 x 6; the model of transformers interpolates by itself, here also with another mode."""
+    interpolate, modes = hub.torch.nn.functional.interpolate, []
+
+    def other(*args: object, **options: object) -> object:
+        modes.append(options["mode"])
+        return interpolate(*args, **{**options, "mode": mode})
+
+    monkeypatch.setattr(hub.torch.nn.functional, "interpolate", other)
+    theirs, inputs = torch_model(hub, "ViTForImageClassification"), inputs_of("vit", image=24)
+    right = torch_outputs(hub, theirs, inputs)
+    assert modes == ["bicubic"]
+    with make_strategy(strategy).scope():
+        ours = backbone(hub, "vit", image=24)
+    text = RESIZED.replace("grid = [14, 14]", "grid = [4, 4]").replace('"cubic_torch", axes', f'"{method}", axes')
+    (tmp_path / "rules.toml").write_text(text)
+    path = saved(theirs, tmp_path / "vit")
+    with pytest.raises(dr.ShapeMismatchError, match="position_embedding"):
+        restored(ours, path, "vit")
+    report = dr.DistributedRestorer(ours, rules=tmp_path / "rules.toml").restore(path)
+    assert_all_mapped(report)
+    (entry,) = [e for e in report.plan.entries if "position_embedding" in e.target]
+    assert describe(entry.ops).endswith(f"resize {method} 4x4->6x6 prefix=1")
+    table = theirs.vit.embeddings.position_embeddings[0].detach().numpy()  # type: ignore[attr-defined]
+    for held in replicas(ours.get_layer("vit_patching_and_embedding").position_embedding.embeddings):
+        np.testing.assert_array_equal(held[0], table[0])
+    if strategy == "default":
+        assert_equal_outputs(right, keras_outputs(ours, inputs), inputs)
+
+
+@one_worker
+@pytest.mark.parametrize(
+    ("size", "new"), [((14, 14), (24, 24)), ((24, 24), (14, 14)), ((3, 5), (7, 2)), ((1, 2), (4, 4))]
+)
+@pytest.mark.parametrize(("method", "mode"), [(Method.CUBIC_TORCH, "bicubic"), (Method.LINEAR, "bilinear")])
+def test_resize_is_pytorchs_interpolate(
+    hub: Hub, size: tuple[int, int], new: tuple[int, int], method: Method, mode: str
+) -> None:
+    x = np.random.default_rng(1).normal(size=(*size, 3)).astype(np.float32)
+    image = hub.torch.tensor(x.transpose(2, 0, 1)[None].copy())
+    right = hub.torch.nn.functional.interpolate(image, size=new, mode=mode, align_corners=False)[0].numpy()
+    op = Resize(method, (0, 1), sizes=new)
+    np.testing.assert_allclose(apply((op,), [x]), right.transpose(1, 2, 0), rtol=0, atol=1e-5)
 
 
 @one_worker

@@ -208,6 +208,11 @@ def mean(draw: Draw) -> Case:
     return Case(op, found, np.average(found, axis=0, weights=weights), exact=False)
 
 
+def keys(d: float, a: float) -> float:
+    near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+    return near if d <= 1 else far if d < 2 else 0.0
+
+
 def matrix(method: Method, size: int, new: int) -> np.ndarray:
     """The weights as a full matrix, written down once more: one position and one weight at a time."""
     found = np.zeros((new, size))
@@ -218,10 +223,12 @@ def matrix(method: Method, size: int, new: int) -> np.ndarray:
                 found[i, j] = ((2 * i + 1) * size) // (2 * new) == j
             elif method is Method.LINEAR:
                 found[i, j] = max(0.0, 1 - abs(at - j))
+            elif method is Method.CUBIC_TORCH:  # what lies outside has the value of the border
+                found[i, j] = sum(
+                    keys(abs(at - k), -0.75) for k in range(-4, size + 4) if min(max(k, 0), size - 1) == j
+                )
             else:
-                d = abs(at - j)
-                near, far = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
-                found[i, j] = near if d <= 1 else far if d < 2 else 0.0
+                found[i, j] = keys(abs(at - j), -0.5)
         found[i] /= found[i].sum()
     return found
 

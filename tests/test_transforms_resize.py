@@ -28,7 +28,7 @@ def resized(x: np.ndarray, op: Resize, shape: tuple[int, ...]) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("method", TF_METHOD)
 @pytest.mark.parametrize(("size", "new"), SIZES)
 def test_resize_is_tensorflows_resize_with_half_pixel_centres(method: Method, size: int, new: int) -> None:
     x = RANDOM.normal(size=(size, size + 2, 3)).astype(np.float32)
@@ -46,7 +46,7 @@ def test_the_cubic_coefficient_is_tensorflows_and_not_pytorchs() -> None:
     np.testing.assert_allclose(rows[1], [0, *expected, 0, 0, 0][:8], atol=1e-6)
 
 
-@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("method", TF_METHOD)
 def test_the_table_of_a_vit_is_resized_as_hf_transformers_does_in_tensorflow(method: Method) -> None:
     """`TFViTEmbeddings.interpolate_pos_encoding`: class token apart, the rest resized as an image."""
     table = RANDOM.normal(size=(1, 197, 8)).astype(np.float32)

@@ -26,19 +26,27 @@ class Method(str, enum.Enum):
     Attributes:
       NEAREST: the nearest old value; between two of them the later.
       LINEAR: of the two nearest.
-      CUBIC: of the four nearest, with Keys' kernel and its coefficient -0.5.
+      CUBIC: of the four nearest, with Keys' kernel and its coefficient -0.5, as TensorFlow does it.
+      CUBIC_TORCH: the same with the coefficient -0.75, as PyTorch does it: outside an axis its outermost value goes on.
     """
 
     NEAREST = "nearest"
     LINEAR = "linear"
     CUBIC = "cubic"
+    CUBIC_TORCH = "cubic_torch"
+
+    @property
+    def cubic(self) -> bool:
+        """Whether some weights are negative, and add up to more than 1 without their signs."""
+        return self in (Method.CUBIC, Method.CUBIC_TORCH)
 
 
 class Taps(NamedTuple):
     """A sparse matrix: row `i` of the result is the sum over `k` of `weights[i, k]` times row `indexes[i, k]`.
 
     Attributes:
-      indexes: int64 `[new, k]`; all of them have a weight that is not zero, or repeat one that has.
+      indexes: int64 `[new, k]`; all of them have a weight that is not zero, or repeat one that has. Weights of an
+        index that repeats are added up.
       weights: float64 `[new, k]`; each row adds up to 1.
     """
 
@@ -60,7 +68,8 @@ def axis_taps(method: Method, size: int, new: int) -> Taps:
     """Resamples an axis of `size` positions to `new`.
 
     Position `i` lies at `(i + 0.5) * size / new - 0.5` (half-pixel centres), and is not smoothed when the axis
-    shrinks (no antialiasing). Outside the axis there is nothing: the weights inside are scaled to add up to 1.
+    shrinks (no antialiasing). Outside the axis there is nothing: the weights inside are scaled to add up to 1. Only
+    `cubic_torch` has the outermost values go on there.
     """
     # Twice the position, over `2 * new`: in integers, for float32 misses ties (2 -> 41 positions in tf.image.resize).
     double = (2 * np.arange(new, dtype=np.int64) + 1) * size
@@ -68,9 +77,11 @@ def axis_taps(method: Method, size: int, new: int) -> Taps:
         return Taps((double // (2 * new))[:, None], np.ones((new, 1)))
     base, rest = np.divmod(double - new, 2 * new)
     fraction = rest / (2 * new)
-    offsets = np.arange(-1, 3) if method is Method.CUBIC else np.arange(2)
+    offsets = np.arange(-1, 3) if method.cubic else np.arange(2)
     distance = np.abs(fraction[:, None] - offsets)
-    weights = _keys(distance) if method is Method.CUBIC else 1 - distance
+    if method is Method.CUBIC_TORCH:
+        return _normal(np.clip(base[:, None] + offsets, 0, size - 1), _keys(distance, -0.75), size)
+    weights = _keys(distance, -0.5) if method.cubic else 1 - distance
     return _normal(base[:, None] + offsets, weights, size)
 
 
@@ -111,10 +122,10 @@ def resample(array: Array, axis: int, taps: Taps) -> Array:
     return result
 
 
-def _keys(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Keys' cubic convolution kernel, coefficient -0.5 (R. Keys, 1981)."""
-    near = (1.5 * distance - 2.5) * distance**2 + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+def _keys(distance: npt.NDArray[np.float64], a: float) -> npt.NDArray[np.float64]:
+    """Keys' cubic convolution kernel with its coefficient (R. Keys, 1981)."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
 
 

@@ -10,7 +10,7 @@ grid = [14, 14], prefix = 1 } }` for a table `[1, 197, 768]`:
 - timm, `resample_abs_pos_embed` (layers/pos_embed.py): bicubic with antialiasing: the same where the grid grows,
   smoother where it shrinks.
 - HF transformers, `ViTEmbeddings.interpolate_pos_encoding` (PyTorch): bicubic with the coefficient -0.75 and clamped
-  borders; near to `cubic`, and not the same.
+  borders: `cubic_torch`.
 - big_vision, `resample_posemb` (models/vit.py): `scipy.ndimage.zoom(order=1)`: linear with the outermost positions laid
   upon each other; near to `linear`, and not the same.
 """
@@ -52,7 +52,7 @@ class Resize(MapOp):
     """Interpolates some axes to other sizes: the target's, unless `sizes` says otherwise.
 
     Attributes:
-      method: nearest, linear or cubic.
+      method: nearest, linear, cubic or cubic_torch.
       axes: which axes. With `grid` they are those of the tensor whose positions are laid out as the grid: for a table
         `[1, 197, 768]` of 14 x 14 positions, of which `[1, 14, 14, 768]` is made, they are 1 and 2.
       grid: the sizes of the grid that one axis of positions holds in C order. The new grid has the same proportions
@@ -112,12 +112,12 @@ class Resize(MapOp):
 
     def may_refuse(self, spec: TensorSpec) -> bool:
         """Cubic weights add up to more than 1 where signs are left out, so a value may leave the dtype's range."""
-        return self.method is Method.CUBIC
+        return self.method.cubic
 
     @property
     def may_turn_negative(self) -> bool:
         """See `Op`; two of the four cubic weights are negative."""
-        return self.method is Method.CUBIC
+        return self.method.cubic
 
     def infer_one(self, spec: TensorSpec) -> TensorSpec:
         """See `MapOp`."""
