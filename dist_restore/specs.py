@@ -175,14 +175,12 @@ class OptimizerInfo:
       family: lower-case class name such as `adam`; empty when nothing gives it away.
       label: the optimizer's own name, as its variables carry it (`adam`, `my_opt`); empty if unknown.
       roles: slot roles that occur, sorted.
-      numbered: its variables have numbers only, so that none of them has a role or an owner (`.weights.h5`).
     """
 
     name: str
     family: str
     label: str
     roles: tuple[str, ...]
-    numbered: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

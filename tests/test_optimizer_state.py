@@ -295,6 +295,45 @@ def test_averages_that_begin_with_a_new_option_are_refused_until_they_are_kept_o
         assert_holds(slot(pair.mine, "model_variables_moving_average", mine), value(theirs))
 
 
+class Tied(keras.Model):
+    """One kernel in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = keras.layers.Dense(4)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.second(self.first(x))
+
+
+def test_a_tied_variable_has_one_average_and_two_names(
+    tmp_path: pathlib.Path, anywhere: tf.distribute.Strategy
+) -> None:
+    def build() -> tuple[keras.Model, keras.optimizers.Optimizer]:
+        model = Tied()
+        model(tf.zeros((1, 4)))
+        return model, built(Adam(use_ema=True), model)
+
+    with anywhere.scope():
+        (old, theirs), (new, mine) = build(), build()
+    scramble(old, theirs, seed=1)
+    path = save(Checkpoint(model=old, optimizer=theirs), tmp_path)
+    scramble(new, mine, seed=2)
+    plan = restore(Checkpoint(model=new, optimizer=mine), path).plan
+    assert_all_hold(mine.variables, values(theirs.variables))
+    assert [e.target for e in plan.entries if e.target.startswith("model/")] == [
+        "model/first/bias",
+        "model/first/kernel",
+    ]
+    index = dr.open_checkpoint(path).index()
+    kernel = next(t for t in index.tensors if t.name == "model/first/kernel")
+    assert "model/second/kernel" in {a.name for a in kernel.aliases}
+
+    rules = rule(("optimizer/average/model/first/kernel", "model/second/kernel"), keep=["optimizer/{rest}"])
+    restore(Checkpoint(model=new, optimizer=mine), path, rules=rules)
+    assert_holds(new.first.kernel, value(slot(theirs, "model_variables_moving_average", old.first.kernel)))
+
+
 def test_a_second_model_of_averages_is_never_taken_for_the_first(tmp_path: pathlib.Path) -> None:
     old, ema, new = net(a=4), net(a=4), net(a=4)
     scramble(old, ema, seed=1)
@@ -439,6 +478,25 @@ def test_a_learning_rate_that_became_a_schedule_and_came_back(
     assert_holds(back.mine._learning_rate, rate)
 
 
+@pytest.mark.parametrize("make", [keras.optimizers.Adafactor, keras.optimizers.Muon], ids=["adafactor", "muon"])
+@pytest.mark.parametrize("on", [True, False], ids=["on", "off"])
+def test_state_that_keras_only_numbers_is_refused_when_a_wrapper_comes_or_goes(
+    tmp_path: pathlib.Path, make: Make, on: bool
+) -> None:
+    def wrapped() -> keras.optimizers.Optimizer:
+        return LossScale(make())
+
+    pair = Pair(tmp_path, *((make, wrapped) if on else (wrapped, make)))
+    refuse(dr.UnmatchedError, pair.root, pair.path, "optimizer")
+
+
+def test_moments_that_keras_only_numbers_are_refused_with_a_rule_that_names_a_number(tmp_path: pathlib.Path) -> None:
+    pair = Pair(tmp_path, keras.optimizers.Muon, Adam)
+    refuse(
+        dr.UnmatchedError, pair.root, pair.path, "numbers the variables of 'optimizer'", 'from = "optimizer/variables/'
+    )
+
+
 # ---- Several optimizers ----------------------------------------------------------------------------------
 
 
@@ -466,6 +524,9 @@ def test_one_optimizer_becomes_two_and_two_become_one(tmp_path: pathlib.Path, an
     assert_all_hold(moments(new_gen) + moments(new_disc), values(by_owner(both, g) + by_owner(both, d)))
     for optimizer in (new_gen, new_disc):
         assert_holds(optimizer.iterations, value(both.iterations))
+
+    named = Checkpoint(g=new_g, d=new_d, gen_opt=new_both)
+    refuse(dr.UnmatchedError, named, two, 'from = "disc_opt/momentum/d/a/kernel", to = "gen_opt/momentum/d/a/kernel"')
 
     merged = Checkpoint(g=new_g, d=new_d, optimizer=new_both)
     refuse(dr.UnmatchedError, merged, two, "optimizer/iterations", "gen_opt/iterations", "disc_opt/iterations")

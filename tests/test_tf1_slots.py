@@ -259,6 +259,21 @@ def test_shadow_variables_become_the_averages_of_use_ema(tmp_path: pathlib.Path)
     assert_holds(slot(optimizer, "momentums", model.weights[0]), run.before["a/kernel/Adam"])
 
 
+def test_averaged_weights_of_tf1_take_the_moments_of_the_raw_ones_only_when_told(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path, lambda: tf1.train.AdamOptimizer(0.02), averages=True)
+    model = seq("ab")
+    optimizer = adam(model)
+    root = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    rules = [KEEP_RATE, dr.Rule(from_="{rest}/ExponentialMovingAverage", to="model/{rest}")]
+    hint = 'from = "a/kernel/Adam_1", to = "optimizer/velocity/model/a/kernel"'
+    refuse(dr.UnmatchedError, root, run.path, hint, rules=rules)
+    rules += [dr.Rule(from_="{rest}/Adam", to="optimizer/momentum/model/{rest}")]
+    rules += [dr.Rule(from_="{rest}/Adam_1", to="optimizer/velocity/model/{rest}")]
+    restore(root, run.path, rules=rules)
+    assert_holds(model.weights[0], run.before["a/kernel/ExponentialMovingAverage"])
+    assert_holds(slot(optimizer, "velocities", model.weights[0]), run.before["a/kernel/Adam_1"])
+
+
 # ---- What is a slot, and what only looks like one --------------------------------------------------------
 
 

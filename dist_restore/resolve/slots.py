@@ -10,8 +10,16 @@ from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.nearest import quote
-from dist_restore.slot_roles import degree_of, is_known, same_meaning
-from dist_restore.specs import CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable, in_part
+from dist_restore.slot_roles import SHADOWS, degree_of, is_known, same_meaning
+from dist_restore.specs import (
+    AliasKind,
+    CheckpointIndex,
+    OptimizerInfo,
+    SourceTensor,
+    TargetIndex,
+    TargetVariable,
+    in_part,
+)
 from dist_restore.transforms import for_slot, refuses_slot
 
 
@@ -50,6 +58,7 @@ class SlotResolver:
                 self._of_owner[slot.role, slot.owner].add(slot.optimizer)
         self._theirs = {o.name: o for o in sources.optimizers if o.roles}
         self._silent = [o for o in sources.optimizers if not o.roles]
+        self._numbered = _numbered(sources, self._silent)
         self._ours = {o.name: o for o in targets.optimizers if o.roles}
         self._roles = {ours: theirs for theirs, ours in roles}
 
@@ -77,7 +86,10 @@ class SlotResolver:
         tensors = tuple(t for t in found if t is not None)
         if len(tensors) < len(found):
             missing = owner.choice.sources[found.index(None)].name
-            return self._unmatched(target, f"the checkpoint has no slot {role!r} of {missing!r}{_to_begin(target)}")
+            elsewhere = self._stored(role, missing)
+            return self._unmatched(
+                target, f"the checkpoint has no slot {role!r} of {missing!r}{_or(target, elsewhere)}"
+            )
         return self._build(target, owner.choice, tensors, optimizer.family)
 
     def _follow_unfilled(self, target: TargetVariable, entry: PlanEntry) -> PlanEntry:
@@ -95,21 +107,23 @@ class SlotResolver:
         holders = set.intersection(*(self._of_owner.get((role, s.name), set()) for s in sources))
         if len(holders) == 1:
             return self._theirs[holders.pop()]
-        if len(self._theirs) == 1 and len(self._ours) == 1:
-            return next(iter(self._theirs.values()))
+        others = [o for o in self._theirs.values() if o.family != SHADOWS]
+        if len(others) == 1 and len(self._ours) == 1:
+            return others[0]
         return f"the checkpoint holds the optimizers {quote(sorted(self._theirs))}, and none is called {ours!r}"
 
     def _why_no_slots(self, target: TargetVariable) -> str:
-        numbered = next((o for o in self._silent if o.numbered), None)
-        if numbered is not None:
+        alike = [t for t in self._numbered if t.spec.shape == target.spec.shape]
+        if self._numbered:
+            name = (alike or self._numbered)[0].name
             return (
-                f"the checkpoint numbers the variables of {numbered.name!r} and says neither their roles nor their "
-                f'owners. Where you know the number, say it in a rule, such as from = "{numbered.name}/vars/2", to = '
+                f"the checkpoint numbers the variables of {self._silent[0].name!r} and says neither their roles nor "
+                f'their owners. Where you know the number, say it in a rule, such as from = "{name}", to = '
                 f'"{target.name}"'
             )
         if self._silent:
             known = f"{self._silent[0].name!r} ({self._silent[0].family or 'class unknown'})"
-            return f"the checkpoint's optimizer {known} keeps no slots{_to_begin(target)}"
+            return f"the checkpoint's optimizer {known} keeps no slots{_or(target, ())}"
         return "the checkpoint holds no optimizer slots"
 
     def _follow_slot(self, target: TargetVariable, owner: Choice) -> PlanEntry:
@@ -120,19 +134,17 @@ class SlotResolver:
         if slot.role == "average" and all(s is not None and s.role == "average" for s in theirs):
             return build_entry(target, owner._replace(evidence=f"its owner is the average itself ({owner.evidence})"))
         names = " + ".join(repr(s.name) for s in owner.sources)
-        stored = [
-            t.name
-            for s in theirs
-            if s is not None
-            for (_, r, o), t in self._table.items()
-            if (r, o) == (slot.role, s.owner)
-        ]
+        stored = [name for t in theirs if t is not None for name in self._stored(slot.role, t.owner)]
         take = f', or from = "{stored[0]}", to = "{target.name}" for that of the raw weights' if stored else ""
         return self._unmatched(
             target,
             f"its owner is filled from {names}, to which no {slot.role!r} belongs. Say what is meant in a rule: "
             f'keep = "{target.name}"{take}',
         )
+
+    def _stored(self, role: str, owner: str) -> Sequence[str]:
+        """Names of the slots of one role and owner, whatever the optimizer."""
+        return [self._table[o, role, owner].name for o in sorted(self._of_owner.get((role, owner), ()))]
 
     def _refuse_meaning(self, ours: str, role: str, theirs: OptimizerInfo) -> str:
         """Why a role may not be taken over between two optimizer classes; empty when it may."""
@@ -184,12 +196,24 @@ class SlotResolver:
         return unfilled(target, Status.UNMATCHED, f"{reason}.", problem=Problem.UNMATCHED)
 
 
-def _to_begin(target: TargetVariable) -> str:
-    """The rule that lets a role begin anew that the checkpoint's optimizer did not have."""
+def _numbered(sources: CheckpointIndex, silent: Iterable[OptimizerInfo]) -> list[SourceTensor]:
+    """Variables of optimizers that have a number only: in `.weights.h5`, and where Keras keeps them in plain lists."""
+    places = {f"{o.name}/{edge}" for o in silent for edge in ("variables", "vars")}
+    if not places:
+        return []
+    positional = (t for t in sources.tensors if t.name_kind is AliasKind.POSITIONAL)
+    found = [t for t in positional if t.name.rpartition("/")[0] in places]
+    return sorted(found, key=lambda t: (len(t.name), t.name))
+
+
+def _or(target: TargetVariable, elsewhere: Sequence[str]) -> str:
+    """What to say in the rules where a role is missing: it begins anew, or another optimizer has it."""
     slot = target.slot
     assert slot is not None
     root = f"{slot.optimizer}/{slot.role}" if slot.optimizer else slot.role
-    return f'. To let this role keep what it holds now (in a new optimizer, how it begins): keep = "{root}/{{rest}}"'
+    other = f' To take that of another optimizer: from = "{elsewhere[0]}", to = "{target.name}"' if elsewhere else ""
+    keep = f'. To let this role keep what it holds now (in a new optimizer, how it begins): keep = "{root}/{{rest}}"'
+    return f"{keep}.{other}" if other else keep
 
 
 def _of_several(target: TargetVariable, role: str, sources: Sequence[SourceTensor], parts: Sequence[str]) -> str:

@@ -78,7 +78,7 @@ def numbered_optimizers(root: Group) -> tuple[OptimizerInfo, ...]:
     if group is None or VARS not in group.groups:
         return ()
     label = _own_name(group, None)
-    return (OptimizerInfo("optimizer", family_of(label), label, (), numbered=True),)
+    return (OptimizerInfo("optimizer", family_of(label), label, ()),)
 
 
 def _by_key(tensor: SourceTensor) -> SourceTensor:
