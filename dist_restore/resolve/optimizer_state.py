@@ -21,7 +21,7 @@ _LOSS_SCALE = "lossscaleoptimizer"
 _ACCUMULATED = "accumulated_gradient"
 # What name-based checkpoints call the number of updates, by TF1's convention.
 TF1_STEP = "global_step"
-_POWER = re.compile(r"(?:.*/)?beta[12]_power(?:_\d+)?\Z")
+_POWER = re.compile(r"beta[12]_power(?:_\d+)?\Z")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class OptimizerState:
         self._pairs = [*_pairs(_chains(targets.optimizers), _chains(sources.optimizers))]
         unequal = [(mine, other) for mine, other in self._pairs if len(mine.names) != len(other.names)]
         self._unequal = unequal
+        self._has_step = sources.format == "tf1"
         self._my_wrappers = {name for mine, _ in unequal for name in mine.wrappers}
         self._their_wrappers = {name for _, other in unequal for name in other.wrappers}
 
@@ -59,7 +60,7 @@ class OptimizerState:
           free: tensors without a decision, slots left out.
         """
         places = {mine.inner: other.inner for mine, other in self._pairs}
-        if not places:
+        if not self._unequal and not (self._has_step and places):
             return {}
         table = self._state_by_name(free)
         if not table:
@@ -139,7 +140,7 @@ class OptimizerState:
         """What a tensor is that no optimizer of Keras 3 has; empty where that is not known."""
         if tensor.name.rpartition("/")[0] in self._their_wrappers:
             return "state of the checkpoint's loss scale wrapper itself, and the program's optimizer is not wrapped"
-        if _POWER.match(tensor.name):
+        if _POWER.match(tensor.name.rpartition("/")[2]):
             return "a power of Adam's beta, which Keras 3 computes from the iterations"
         return ""
 

@@ -18,7 +18,7 @@ from dist_restore.specs import Alias, AliasKind, OptimizerInfo, Slot, SourceTens
 _COUNTER = re.compile(r"_([1-9][0-9]{0,3})\Z")
 _STEP = "global_step"
 # One for each optimizer that has been applied; the name of the class does not tell two of a class apart.
-_POWER = re.compile(r"(?:.*/)?beta1_power(?:_\d+)?\Z")
+_POWER = re.compile(r"beta1_power(?:_\d+)?\Z")
 
 
 class _Found(NamedTuple):
@@ -119,6 +119,6 @@ def _counted_steps(table: Mapping[str, SourceTensor], optimizers: Sequence[Optim
     """`global_step` as the iterations of the only optimizer; with several, nobody knows whose updates it counts."""
     step = table.get(_STEP)
     own = [o.name for o in optimizers if o.family != SHADOWS]
-    powers = sum(1 for name in table if _POWER.match(name))
+    powers = sum(1 for name in table if _POWER.match(name.rpartition("/")[2]))
     if step is not None and step.spec.shape == () and len(own) == 1 and powers <= 1:
         yield dataclasses.replace(step, aliases=(*step.aliases, Alias(f"{own[0]}/iterations", AliasKind.POSITIONAL)))
