@@ -228,3 +228,23 @@ def _happen(kind: str) -> None:
 def _read_bytes() -> int:
     with open(f"/proc/{os.getpid()}/io") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("rchar"))
+
+
+def restore_objects(strategy: tf.distribute.Strategy, *, folders: list[str], path: str, **options: Any) -> list[Any]:
+    """A table and a generator, where each worker has a directory of its own; what they hold afterwards."""
+    os.chdir(folders[strategy.cluster_resolver.task_id])
+    table = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
+    table.insert(["mine"], [strategy.cluster_resolver.task_id])
+    with strategy.scope():
+        v, rng = tf.Variable([0.0, 0.0]), tf.random.Generator.from_seed(99)
+    root = {"v": v, "rng": rng, "table": table, "it": iter(tf.data.Dataset.range(9))}
+    errors = []
+    for rules in ([], [dr.Rule(keep="it")]):
+        try:
+            dr.DistributedRestorer(root, rules=rules, progress=False, **options).restore(path)
+        except dr.RestoreError as error:
+            errors.append(str(error))
+        keys, values = table.export()
+        errors.append([keys.numpy().tolist()[0].decode(), int(values[0]), v.numpy().tolist()])
+    drawn = strategy.run(lambda: rng.uniform((2,)))
+    return [*errors, [x.numpy().tolist() for x in strategy.experimental_local_results(drawn)]]

@@ -207,3 +207,25 @@ def require_ended(outcomes: list[Outcome], culprit: int, phase: str) -> None:
             assert outcome.code == 1 and outcome.error is not None, outcome.output[-3000:]
             assert outcome.error["kind"] == "WorkerError" and outcome.error["rank"] == culprit, outcome.error
             assert outcome.error["phase"] in SEEN_AS.get(phase, (phase,)), outcome.error
+
+
+@pytest.mark.parametrize("seen_by", ["all", "chief"])
+def test_tables_are_the_chiefs_on_all_workers_and_iterators_are_refused_by_name(
+    tmp_path: pathlib.Path, seen_by: str
+) -> None:
+    table = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
+    table.insert(["saved"], [7])
+    rng = tf.random.Generator.from_seed(3)
+    root = tf.train.Checkpoint(v=tf.Variable([1.0, 2.0]), rng=rng, table=table, it=iter(tf.data.Dataset.range(9)))
+    folders = [tmp_path / str(rank) for rank in range(2)]
+    for folder in folders if seen_by == "all" else folders[:1]:
+        root.write(str(folder / "ckpt"))
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    found = values(run_cluster(programs.restore_objects, 2, folders=[str(f) for f in folders], path="ckpt"))
+    for rank, (error, before, after, _) in enumerate(found):
+        assert "2 workers" in error and 'keep = "it"' in error and "'it'" in error
+        assert before == ["mine", rank, [0, 0]] and after == ["saved", 7, [1, 2]]
+    draws = {tuple(x) for *_, local in found for x in local}
+    # One state on all workers, of which each replica makes numbers of its own.
+    assert len(draws) == 2
