@@ -1,7 +1,8 @@
 """The only writer of variables; and the only reader of what replicas hold.
 
 One of the two places that tell strategies apart: replicated variables are assigned in cross-replica context,
-`ON_READ` ones component by component, because what they read is an aggregate of what they hold.
+`ON_READ` ones component by component, because what they read is an aggregate of what they hold; of sharded ones each
+part gets its rows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tensorflow as tf
 
 from dist_restore import grouped, host_memory
 from dist_restore.host_memory import Blank
+from dist_restore.sharded import is_sharded, parts_of, rows_of, whole_of
 from dist_restore.sources.checksum import extend
 
 
@@ -63,6 +65,9 @@ class Assigner:
 
     def live_value(self, variable: tf.Variable) -> np.ndarray:
         """The present value, as a read outside of replicas gives it."""
+        parts = parts_of(variable)
+        if parts is not None:
+            return whole_of(parts)
         with self._strategy.scope():
             return np.asarray(variable.read_value().numpy())
 
@@ -79,7 +84,7 @@ class Assigner:
         """
         plain = host_memory.plain_components(variable)
         array = value.array if isinstance(value, Blank) else value
-        if plain is None and _is_on_read(variable):
+        if plain is None and (_is_on_read(variable) or is_sharded(variable)):
             return self._assign_components(variable, array)
         crc = checksum(array) if crc32c is None else crc32c
         tensor = value.tensor if isinstance(value, Blank) else host_memory.to_tensor(value, variable.dtype)
@@ -114,13 +119,16 @@ class Assigner:
         return self._components(variable)
 
     def is_divided(self, variable: tf.Variable) -> bool:
-        """Whether a value is divided over the components, so that their sum is the value again."""
-        return _is_on_read(variable) and variable.aggregation is tf.VariableAggregation.SUM
+        """Whether the components get different things: parts of a sum, or rows."""
+        return is_sharded(variable) or _is_summed(variable)
 
     def shares(self, variable: tf.Variable, value: np.ndarray) -> tuple[np.ndarray, ...]:
         """What each local component must hold so that the variable reads a value; equal shares are one array."""
+        parts = parts_of(variable)
+        if parts is not None:
+            return rows_of(value, parts)
         count = len(self._components(variable))
-        if not self.is_divided(variable):
+        if not _is_summed(variable):
             return (value,) * count
         first = self._rank * count
         return split_sum(value, self._world_size * count)[first : first + count]
@@ -150,8 +158,8 @@ class Assigner:
         return self.replicas(variable).checksums()
 
     def _components(self, variable: tf.Variable) -> tuple[tf.Variable, ...]:
-        plain = host_memory.plain_components(variable)
-        return tuple(self._strategy.experimental_local_results(variable)) if plain is None else plain
+        known = host_memory.plain_components(variable) or parts_of(variable)
+        return tuple(self._strategy.experimental_local_results(variable)) if known is None else known
 
 
 def checksum(value: np.ndarray) -> int:
@@ -163,7 +171,13 @@ def checksum(value: np.ndarray) -> int:
     return extend(0, np.ascontiguousarray(value).reshape(-1).view(np.uint8))
 
 
+def _is_summed(variable: tf.Variable) -> bool:
+    return _is_on_read(variable) and variable.aggregation is tf.VariableAggregation.SUM
+
+
 def _is_on_read(variable: tf.Variable) -> bool:
+    if is_sharded(variable):
+        return False
     # Only distributed variables have replicas to aggregate; a plain tf.Variable may carry the flag all the same.
     on_read = variable.synchronization is tf.VariableSynchronization.ON_READ
     return on_read and hasattr(variable, "values")

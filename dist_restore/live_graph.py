@@ -15,9 +15,10 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dist_restore.errors import RestoreError, UnbuiltModelError
+from dist_restore.errors import UnbuiltModelError
 from dist_restore.naming import POSITIONAL_CONTAINERS, LayerName, Leaf, Node
 from dist_restore.objects import is_stateful
+from dist_restore.sharded import is_sharded, parts_of
 from dist_restore.specs import Group, snake_case
 
 # Keras' own bookkeeping (3.0 - 3.15): everything in it is reached by another, better edge.
@@ -93,7 +94,7 @@ def walk(root: object, strategy: tf.distribute.Strategy | None) -> LiveGraph:
 def first_strategy(root: object) -> tf.distribute.Strategy | None:
     """The strategy under which something below was created, by a look at the first variables; None for the default."""
     some = itertools.islice(_Walker().variables(root), _ENOUGH)
-    found = (getattr(variable, "distribute_strategy", None) for variable in some)
+    found = (getattr((parts_of(v) or (v,))[0], "distribute_strategy", None) for v in some)
     return next((s for s in found if s is not None and not is_default(s)), None)
 
 
@@ -300,8 +301,6 @@ def _children(item: object) -> Iterator[tuple[str, object, bool]]:
 
 
 def _tracked_children(item: object) -> Iterator[tuple[str, object]]:
-    if type(item).__name__ == "ShardedVariable":
-        raise RestoreError("A ShardedVariable (ParameterServerStrategy) cannot be restored by this version.")
     if isinstance(item, Mapping) or not hasattr(item, "_trackable_children"):
         return
     yield from tf.train.TrackableView.children(item).items()
@@ -327,18 +326,22 @@ def _holds_state(value: object, depth: int = 0) -> bool:
         return any(_holds_state(v, depth + 1) for v in value.values())
     if isinstance(value, (list, tuple, set, frozenset)):
         return any(_holds_state(v, depth + 1) for v in value)
-    return is_stateful(value) or isinstance(
-        value,
-        (
-            keras.Layer,
-            keras.Variable,
-            keras.metrics.Metric,
-            keras.random.SeedGenerator,
-            keras.optimizers.Optimizer,
-            tf.Module,
-            tf.Variable,
-            tf.train.Checkpoint,
-        ),
+    return (
+        is_stateful(value)
+        or is_sharded(value)
+        or isinstance(
+            value,
+            (
+                keras.Layer,
+                keras.Variable,
+                keras.metrics.Metric,
+                keras.random.SeedGenerator,
+                keras.optimizers.Optimizer,
+                tf.Module,
+                tf.Variable,
+                tf.train.Checkpoint,
+            ),
+        )
     )
 
 
@@ -359,7 +362,8 @@ def _is_lookup(item: keras.Layer) -> bool:
 
 
 def _is_variable(item: object) -> bool:
-    return isinstance(item, tf.Variable)
+    """Whether it is one; a sharded variable is one, whose parts nobody names."""
+    return isinstance(item, tf.Variable) or is_sharded(item)
 
 
 def _is_bare(root: object) -> bool:

@@ -17,6 +17,7 @@ from dist_restore.errors import RestoreError, UnbuiltModelError
 from dist_restore.live_graph import LiveGraph, LiveLeaf, first_strategy, is_default, walk
 from dist_restore.naming import NamedLeaf, name_graph
 from dist_restore.objects import spec_of
+from dist_restore.sharded import parts_of
 from dist_restore.specs import Alias, AliasKind, Group, TargetIndex, TargetVariable, TensorSpec
 
 Restorable: TypeAlias = "tf.train.Checkpoint | tf.Module | keras.Model | Mapping[str, object]"
@@ -85,7 +86,8 @@ def guess_strategy(root: Restorable, strategy: tf.distribute.Strategy | None) ->
 
 def common_strategy(handles: tuple[tuple[str, tf.Variable], ...]) -> tf.distribute.Strategy:
     """The one strategy under which the variables were created; the default one if under none."""
-    found = {id(s): s for s in (getattr(v, "distribute_strategy", None) for _, v in handles) if s is not None}
+    components = ((parts_of(variable) or (variable,))[0] for _, variable in handles)
+    found = {id(s): s for s in (getattr(v, "distribute_strategy", None) for v in components) if s is not None}
     others = [s for s in found.values() if not is_default(s)]
     if len(others) > 1:
         raise RestoreError(

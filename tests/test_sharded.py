@@ -1,0 +1,144 @@
+"""Variables in several parts of rows (`ShardedVariable`, tried on TF 2.21): one target each, whatever the parts.
+
+Every row has a value of its own, so that one in a wrong part, or in a wrong place of it, is seen. Real parameter
+servers are in `test_parameter_servers.py`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.distribute.sharded_variable import ShardedVariable
+
+import dist_restore as dr
+from dist_restore.specs import Box
+from dist_restore.transforms import Fill, Fit, Pad, RemapRows, Slice, Transpose
+from live import assert_unchanged, restore, snapshot
+
+
+def table(rows: int, start: float = 1.0, width: int = 3) -> np.ndarray:
+    return np.arange(start, start + rows * width, dtype=np.float32).reshape(rows, width)
+
+
+def sharded(value: np.ndarray, sizes: Sequence[int], name: str = "table") -> ShardedVariable:
+    ends = np.cumsum(sizes)
+    assert ends[-1] == len(value)
+    parts = [
+        tf.Variable(value[end - size : end], name=f"{name}/part_{i}")
+        for i, (end, size) in enumerate(zip(ends, sizes, strict=True))
+    ]
+    return ShardedVariable(parts, name=name)
+
+
+def module(variable: object) -> tf.train.Checkpoint:
+    root = tf.Module()
+    root.table = variable
+    return tf.train.Checkpoint(model=root)
+
+
+def saved(variable: object, directory: pathlib.Path) -> str:
+    return module(variable).save(str(directory / "ckpt"))
+
+
+def assert_parts(variable: ShardedVariable, expected: np.ndarray, sizes: Sequence[int]) -> None:
+    ends = np.cumsum(sizes)
+    for part, end, size in zip(variable.variables, ends, sizes, strict=True):
+        np.testing.assert_array_equal(part.numpy(), expected[end - size : end])
+
+
+LAYOUTS = [(10,), (5, 5), (4, 3, 3), (1, 8, 1), (2, 2, 2, 2, 2)]
+
+
+@pytest.mark.parametrize("ours", LAYOUTS)
+@pytest.mark.parametrize("theirs", LAYOUTS)
+def test_any_number_of_parts_becomes_any_other(
+    theirs: tuple[int, ...], ours: tuple[int, ...], tmp_path: pathlib.Path
+) -> None:
+    path = saved(sharded(table(10), theirs), tmp_path)
+    live = sharded(np.zeros((10, 3), np.float32), ours)
+    report = restore(module(live), path)
+    assert_parts(live, table(10), ours)
+    assert report.verified and report.plan.mapping()["model/table"] == ("model/table",)
+
+
+def test_a_plain_variable_becomes_parts_and_parts_a_plain_variable(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a").mkdir()
+    live = sharded(np.zeros((10, 3), np.float32), (4, 6))
+    restore(module(live), saved(tf.Variable(table(10)), tmp_path / "a"))
+    assert_parts(live, table(10), (4, 6))
+    plain = tf.Variable(tf.zeros((10, 3)))
+    restore(module(plain), saved(sharded(table(10), (4, 3, 3)), tmp_path))
+    np.testing.assert_array_equal(plain.numpy(), table(10))
+
+
+@pytest.mark.parametrize("fill", [Fill.KEEP, Fill.ZEROS, Fill.MEAN])
+def test_a_table_grows_by_a_rule_and_each_new_row_has_its_fill(fill: Fill, tmp_path: pathlib.Path) -> None:
+    path = saved(sharded(table(10), (4, 3, 3)), tmp_path)
+    before = table(11, start=1000)
+    live = sharded(before, (6, 5))
+    restore(module(live), path, rules=[dr.Rule("model/table", "model/table", (Fit(fill),))])
+    new = {Fill.KEEP: before[10], Fill.ZEROS: 0, Fill.MEAN: table(10).mean()}[fill]
+    expected = np.vstack([table(10), np.broadcast_to(new, (1, 3))]).astype(np.float32)
+    assert_parts(live, expected, (6, 5))
+
+
+def test_rows_in_front_move_rows_over_the_borders_of_parts(tmp_path: pathlib.Path) -> None:
+    path = saved(sharded(table(10), (5, 5)), tmp_path)
+    live = sharded(table(12, start=1000), (4, 4, 4))
+    rule = dr.Rule("model/table", "model/table", (Pad((2, 0), (0, 0), Fill.KEEP),))
+    restore(module(live), path, rules=[rule])
+    assert_parts(live, np.vstack([table(12, start=1000)[:2], table(10)]), (4, 4, 4))
+
+
+def test_ops_are_those_of_the_whole_table(tmp_path: pathlib.Path) -> None:
+    path = saved(sharded(table(10), (5, 5)), tmp_path)
+    turned = sharded(np.zeros((3, 4), np.float32), (1, 2))
+    rule = dr.Rule("model/table", "model/table", (Slice((5, 0), (4, 3)), Transpose((1, 0))))
+    restore(module(turned), path, rules=[rule])
+    assert_parts(turned, table(10)[5:9].T, (1, 2))
+
+
+def test_rows_go_to_their_tokens(tmp_path: pathlib.Path) -> None:
+    path = saved(sharded(table(4), (2, 2)), tmp_path)
+    live = sharded(table(5, start=1000), (3, 2))
+    rows = RemapRows(new_rows=Fill.KEEP, old_vocab=tuple("abcd"), new_vocab=tuple("dxbac"))
+    rule = dr.Rule("model/table", "model/table", (rows,))
+    restore(module(live), path, rules=[rule])
+    old, kept = table(4), table(5, start=1000)
+    assert_parts(live, np.stack([old[3], kept[1], old[1], old[0], old[2]]), (3, 2))
+
+
+def test_another_number_of_rows_without_a_rule_is_refused_and_no_part_changes(tmp_path: pathlib.Path) -> None:
+    path = saved(sharded(table(10), (4, 3, 3)), tmp_path)
+    live = sharded(table(11, start=1000), (6, 5))
+    before = snapshot(list(live.variables))
+    with pytest.raises(dr.ShapeMismatchError, match=r"model/table.*\[11, 3\].*\[10, 3\]"):
+        restore(module(live), path)
+    assert_unchanged(before)
+
+
+def test_a_part_that_something_else_writes_is_found(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(sharded(table(10), (5, 5)), tmp_path)
+    live = sharded(np.zeros((10, 3), np.float32), (5, 5))
+    assign = type(live.variables[1]).assign
+    monkeypatch.setattr(
+        type(live.variables[1]), "assign", lambda self, value, **options: assign(self, tf.zeros_like(value), **options)
+    )
+    with pytest.raises(dr.VerificationError, match="model/table"):
+        restore(module(live), path)
+
+
+def test_tensorflow_itself_cannot_grow_a_table(tmp_path: pathlib.Path) -> None:
+    path = saved(sharded(table(10), (4, 3, 3)), tmp_path)
+    with pytest.raises(Exception, match="shape_and_slice"):
+        module(sharded(table(11), (6, 5))).restore(path)
+
+
+def test_a_part_of_a_table_is_read_as_it_is_stored(tmp_path: pathlib.Path) -> None:
+    source = dr.open_checkpoint(saved(sharded(table(10), (4, 3, 3)), tmp_path))
+    np.testing.assert_array_equal(source.read("model/table", Box((3, 0), (5, 3))), table(10)[3:8])
+    source.close()
