@@ -163,6 +163,21 @@ def test_a_damaged_table_is_found_before_anything_changes(tmp_path: pathlib.Path
     assert rows_of(table) == {b"z": 9}
 
 
+def test_an_error_among_the_variables_says_that_the_table_had_changed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(Checkpoint(v=tf.Variable(1.0), t=words(a=1)), tmp_path)
+
+    def broken(*_: object) -> None:
+        raise dr.RestoreError("the disk is gone.")
+
+    monkeypatch.setattr("dist_restore.execute.stream", broken)
+    v, table = tf.Variable(2.0), words(z=9)
+    with pytest.raises(dr.RestoreError, match=r"the disk is gone. 1 variable\(s\) had changed already: 't'\."):
+        restore(Checkpoint(v=v, t=table), path, verify="none")
+    assert v == 2.0 and rows_of(table) == {b"a": 1}
+
+
 def test_ops_are_refused_for_tables(tmp_path: pathlib.Path) -> None:
     path = save(Checkpoint(v=tf.Variable(1.0), t=words(a=1)), tmp_path)
     rules = {"rule": [{"from": "t", "to": "t", "ops": [{"cast": {"dtype": "float32", "lossy": True}}]}]}
