@@ -29,6 +29,8 @@ from dist_restore.errors import (
     VerificationError,
     WorkerError,
 )
+from dist_restore.export.converter import CheckpointConverter
+from dist_restore.export.report import ConversionReport
 from dist_restore.plan import RestorePlan
 from dist_restore.report.report import RestoreReport
 from dist_restore.resolve.rules import Rule, RuleSet
@@ -39,8 +41,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AmbiguousMatchError",
+    "CheckpointConverter",
     "CheckpointCorruptError",
     "CheckpointNotFoundError",
+    "ConversionReport",
     "Coverage",
     "DistributedRestorer",
     "DtypeMismatchError",

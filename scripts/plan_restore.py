@@ -9,12 +9,9 @@ plan, because a flag, the rules, the target or the checkpoint is bad.
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 import pathlib
 import sys
-from collections.abc import Sequence
 
 from absl import app, flags
 from tabulate import tabulate
@@ -22,6 +19,8 @@ from tabulate import tabulate
 import dist_restore as dr
 from dist_restore.distribute.forecast import Rates, best, forecast, load_of
 from dist_restore.distribute.schedule import make_units
+from target_function import HELP as TARGET_HELP
+from target_function import TargetError, flags_parser, load_target
 
 _RESTORE_FROM = flags.DEFINE_string(
     "restore_from",
@@ -32,8 +31,7 @@ _RESTORE_FROM = flags.DEFINE_string(
 _TARGET = flags.DEFINE_string(
     "target",
     None,
-    "module:function. The function takes nothing and returns what would be restored into: a tf.train.Checkpoint, a "
-    "built model, or a dict of such by name. Modules are found in the present directory and beside this script.",
+    TARGET_HELP,
     required=True,
 )
 _RULES = flags.DEFINE_string("rules", None, "TOML file with the rules (see configs/rules).")
@@ -83,8 +81,8 @@ def main(argv: list[str]) -> int:
     del argv
     try:
         plan = _make_plan()
-    except (dr.RestoreError, _TargetError, OSError, ValueError) as error:
-        print(f"plan_restore: {type(error).__name__.lstrip('_')}: {error}", file=sys.stderr)
+    except (dr.RestoreError, TargetError, OSError, ValueError) as error:
+        print(f"plan_restore: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     print(plan.summary())
     if plan.suggestions:
@@ -96,7 +94,7 @@ def main(argv: list[str]) -> int:
 
 def _make_plan() -> dr.RestorePlan:
     restorer = dr.DistributedRestorer(
-        _load_target(_TARGET.value), rules=_RULES.value, matching=_MATCHING.value, unmatched=_UNMATCHED.value
+        load_target(_TARGET.value), rules=_RULES.value, matching=_MATCHING.value, unmatched=_UNMATCHED.value
     )
     plan = restorer.plan(_RESTORE_FROM.value)
     if _JSON.value:
@@ -124,24 +122,6 @@ def _forecasts(plan: dr.RestorePlan) -> str:
 _WORKER_COUNTS = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class _TargetError(Exception):
-    """--target names nothing that can be called."""
-
-
-def _load_target(name: str) -> object:
-    """Calls the function that --target names."""
-    module, separator, function = name.partition(":")
-    if not separator:
-        raise _TargetError(f"--target={name} must be module:function")
-    # A script's own path is its directory; a user's modules are where the user is.
-    sys.path.insert(1, os.getcwd())
-    try:
-        build = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise _TargetError(f"--target={name}: {error}") from error
-    return build()
-
-
 def _verdict(plan: dr.RestorePlan) -> int:
     """Says whether restore() would go through, and fill enough."""
     for entry in plan.problems:
@@ -155,14 +135,5 @@ def _verdict(plan: dr.RestorePlan) -> int:
     return 0 if something and not plan.problems and filled >= wanted else 1
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses flags; absl's own way ends with 1, which here means too little coverage."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        print(f"plan_restore: {error}\n(--help lists the flags)", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=flags_parser("plan_restore"))

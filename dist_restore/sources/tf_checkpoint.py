@@ -48,6 +48,11 @@ class TfCheckpoint:
         self._stored: dict[str, Stored | None] = {}
 
     @property
+    def bundle(self) -> Bundle:
+        """What is stored, by key; for who writes a checkpoint of the same keys."""
+        return self._bundle
+
+    @property
     def bytes_read(self) -> int:
         """Bytes of the data files read so far."""
         return self._bundle.bytes_read

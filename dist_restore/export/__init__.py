@@ -1,0 +1,1 @@
+"""Planned mappings written out as new TensorFlow checkpoints."""

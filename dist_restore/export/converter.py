@@ -1,0 +1,214 @@
+"""A checkpoint and rules -> a new TensorFlow checkpoint, tensor by tensor. No variable is written.
+
+The new checkpoint has the keys and the object graph of what it is made for, so that TensorFlow restores it like any
+other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from dist_restore.agreement import require_checkpoint, require_targets
+from dist_restore.collecting import uncollected
+from dist_restore.config import RestoreConfig, Unmatched, choice
+from dist_restore.distribute.schedule import make_units
+from dist_restore.entries import PlanEntry
+from dist_restore.errors import RestoreError
+from dist_restore.export import template as templates
+from dist_restore.export.bundle_writer import BundleWriter, update_latest
+from dist_restore.export.report import ConversionReport
+from dist_restore.export.template import Template
+from dist_restore.host_memory import Blank
+from dist_restore.pipeline import stream
+from dist_restore.plan import RestorePlan
+from dist_restore.reading import Value, bytes_of, locate, make_works
+from dist_restore.refusal import refuse_problems
+from dist_restore.report.progress import Progress, progress
+from dist_restore.resolve.resolver import Options, resolve
+from dist_restore.resolve.rules import RuleSet, RulesLike
+from dist_restore.sources import checksum
+from dist_restore.sources.base import Source
+from dist_restore.sources.files import is_remote
+from dist_restore.sources.open import open_checkpoint, resolve_path
+from dist_restore.specs import TargetIndex
+from dist_restore.targets import Restorable, find_targets
+from dist_restore.transforms import Live
+
+PathLike = str | os.PathLike[str]
+# A thousand data files are enough; below that they are as large as a quarter of the budget.
+_MOST_FILES = 1000
+
+
+class CheckpointConverter:
+    """Writes what a restore would fill in as a new checkpoint, without restoring.
+
+    Args:
+      target: live objects, as for `DistributedRestorer`; they keep their values. Either this or `like`.
+      like: another TensorFlow checkpoint, whose names, shapes, dtypes and object graph the new one gets.
+      rules: as for `DistributedRestorer`.
+      unmatched: `error` refuses targets that nothing fills; `keep` writes their present value, or that of `like`.
+      memory_budget: bytes of tensors in flight.
+      overwrite: whether a checkpoint of the same prefix may be replaced.
+      latest: whether the new checkpoint becomes its directory's latest one, in the file `checkpoint`.
+      progress: force the progress bar on or off; by default it shows on long conversions in a terminal.
+
+    Raises:
+      ValueError: an option that is not known, or not just one of `target` and `like`.
+      RuleError: rules that cannot be read.
+    """
+
+    def __init__(
+        self,
+        target: Restorable | None = None,
+        *,
+        like: PathLike | None = None,
+        rules: RulesLike = None,
+        unmatched: str = "error",
+        memory_budget: int = 256 << 20,
+        overwrite: bool = False,
+        latest: bool = False,
+        progress: bool | None = None,
+    ) -> None:
+        if (target is None) == (like is None):
+            raise ValueError("Give either target (live objects) or like (another checkpoint).")
+        self._target, self._like = target, like
+        self._rules = RuleSet.of(rules)
+        self._config = RestoreConfig(
+            unmatched=choice(Unmatched, unmatched, "unmatched"), memory_budget=memory_budget, progress=progress
+        )
+        self._overwrite, self._latest = overwrite, latest
+
+    def plan(self, path: PathLike) -> RestorePlan:
+        """The dry run: reads no tensor data and writes nothing.
+
+        Raises:
+          RestoreError: as `DistributedRestorer.plan`, for the checkpoint or for `like`.
+        """
+        with uncollected(), contextlib.closing(open_checkpoint(path)) as source:
+            return self._resolve(source, self._targets())
+
+    def convert(self, path: PathLike, to: PathLike) -> ConversionReport:
+        """Plans, reads, transforms and writes. What was read is checked before the new checkpoint appears.
+
+        Args:
+          path: what `DistributedRestorer.restore` takes.
+          to: prefix of the new checkpoint, such as `/runs/v2/ckpt-1`.
+
+        Raises:
+          RestoreError: any of the tree in `errors`; nothing was written then, and what was there is still there.
+        """
+        with uncollected():
+            return self._convert(path, os.fspath(to), None)
+
+    def apply(self, plan: RestorePlan, path: PathLike, to: PathLike) -> ConversionReport:
+        """As `convert`, by a plan that was made before, here or by a `DistributedRestorer` of the same target.
+
+        Raises:
+          PlanMismatchError: the plan was made for another target or for another checkpoint.
+          RestoreError: as `convert`.
+        """
+        with uncollected():
+            return self._convert(path, os.fspath(to), plan)
+
+    def _convert(self, path: PathLike, to: str, given: RestorePlan | None) -> ConversionReport:
+        start = time.perf_counter()
+        with contextlib.closing(open_checkpoint(path)) as source:
+            targets = self._targets()
+            plan = given or self._resolve(source, targets)
+            require_targets(plan, targets)
+            require_checkpoint(plan, source.index())
+            refuse_problems(plan)
+            self._refuse_own(source.index().path, to)
+            with BundleWriter(to, self._group(plan), overwrite=self._overwrite) as writer:
+                with self._template(writer.folder) as template:
+                    self._write(plan, source, template, writer)
+                    names = {e.target for e in plan.entries} - template.keys.keys()
+                    kept_is, copied, not_saved = template.kept_is, template.copied(), tuple(sorted(names))
+                size = writer.publish()
+        if self._latest:
+            update_latest(to)
+        return ConversionReport(plan, to, kept_is, copied, not_saved, size, time.perf_counter() - start)
+
+    def _targets(self) -> TargetIndex:
+        if self._like is not None:
+            with templates.like(self._like) as template:
+                return template.targets
+        assert self._target is not None
+        return find_targets(templates.checkpoint_of(self._target)).index
+
+    def _resolve(self, source: Source, targets: TargetIndex) -> RestorePlan:
+        keep = self._config.unmatched is Unmatched.KEEP
+        return resolve(source.index(), targets, self._rules, Options(keep_unmatched=keep, verify_slices=True))
+
+    @contextlib.contextmanager
+    def _template(self, folder: str) -> Iterator[Template]:
+        if self._like is not None:
+            with templates.like(self._like) as template:
+                yield template
+        else:
+            assert self._target is not None
+            with templates.live(self._target, folder) as template:
+                yield template
+
+    def _group(self, plan: RestorePlan) -> int:
+        total = sum(e.bytes for e in plan.entries)
+        return max(1, self._config.memory_budget // 4, total // _MOST_FILES)
+
+    def _refuse_own(self, source: str, to: str) -> None:
+        """The files that are read are never written, whatever may be overwritten."""
+        for path in (source, resolve_path(self._like) if self._like is not None else source):
+            if _overlaps(path, to):
+                raise RestoreError(f"{to!r} is what is read from ({path!r}). Write the new checkpoint elsewhere.")
+
+    def _write(self, plan: RestorePlan, source: Source, template: Template, writer: BundleWriter) -> None:
+        templates.require_saved(template, [e.target for e in plan.entries if e.filled])
+        with progress(sum(e.bytes for e in plan.entries), self._config.progress, "convert") as bar:
+            self._write_filled(plan, source, template, writer, bar)
+            for entry in plan.entries:
+                key = template.keys.get(entry.target)
+                if not entry.filled and key is not None:
+                    _copy(template, key, writer)
+                    bar.advance(entry.bytes, entry.target)
+            for key in template.not_planned():
+                _copy(template, key, writer)
+
+    def _write_filled(
+        self, plan: RestorePlan, source: Source, template: Template, writer: BundleWriter, bar: Progress
+    ) -> None:
+        def live_of(entry: PlanEntry) -> Live:
+            return functools.partial(template.read, template.keys[entry.target])
+
+        works = make_works(locate(make_units(plan.entries), source), source, live_of)
+        with contextlib.closing(stream(works, self._config.memory_budget // 2)) as results:
+            for values in results:
+                while values:  # each is let go when it is written
+                    value = values.pop()
+                    entry = value.entry
+                    writer.add(template.keys[entry.target], value.value, entry.spec, _crc(value))
+                    bar.advance(entry.bytes, entry.target)
+
+
+def _copy(template: Template, key: str, writer: BundleWriter) -> None:
+    writer.add(key, template.read_tensor(key), template.entries[key].spec, template.crc32c(key))
+
+
+def _crc(value: Value) -> int | None:
+    if value.crc32c is not None or value.entry.spec.dtype == "string":
+        return value.crc32c
+    array = value.value.array if isinstance(value.value, Blank) else value.value
+    return checksum.extend(0, bytes_of(np.asarray(array, order="C")))
+
+
+def _overlaps(path: str, to: str) -> bool:
+    """Whether files of the prefix `to` are, or lie in, what is at a path."""
+    if is_remote(path) or is_remote(to):
+        return path.rstrip("/") == to
+    real = os.path.realpath(path)
+    mine = [os.path.realpath(name) for name in (to, f"{to}.index")]
+    return real in mine or (os.path.isdir(real) and mine[0].startswith(f"{real}{os.sep}"))
