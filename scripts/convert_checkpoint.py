@@ -3,11 +3,11 @@ r"""Writes a checkpoint out as a new TensorFlow checkpoint of another model, ten
     python scripts/convert_checkpoint.py --from=/runs/v1 --rules=configs/rules/lm_v1_to_v2.toml \
         --target=lm.targets:version_2 --to=/runs/v2/ckpt-1
 
-Plain tf.train.Checkpoint(...).restore() reads what it writes. --from is never written to, and --to appears only when all of
-it has been read, checked and written; an error or Ctrl-C leaves nothing behind.
+Plain tf.train.Checkpoint(...).restore() reads what it writes. --from is never written to, and --to appears only when
+all of it has been read, checked and written; an error or Ctrl-C leaves nothing behind.
 
-Exit code 0: it was written, or, with --dry_run, it would be. 1: it was refused, or failed. 2: there is no plan, because a
-flag, the rules, the target or a checkpoint is bad. 130: Ctrl-C.
+Exit code 0: it was written, or, with --dry_run, it would be. 1: it was refused, or failed. 2: there is no plan, because
+a flag, the rules, the target or a checkpoint is bad. 130: Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from target_function import TargetError, flags_parser, load_target
 _FROM = flags.DEFINE_string(
     "from",
     None,
-    "What is converted: a checkpoint prefix such as /runs/v1/ckpt-40, a directory, for its latest one, or a file of another "
-    "format (.safetensors, .npz, .keras, .weights.h5, .h5).",
+    "What is converted: a checkpoint prefix such as /runs/v1/ckpt-40, a directory, for its latest one, or a file of "
+    "another format (.safetensors, .npz, .keras, .weights.h5, .h5).",
     required=True,
 )
 _TO = flags.DEFINE_string(
@@ -44,8 +44,8 @@ _TARGET = flags.DEFINE_string(
 _LIKE = flags.DEFINE_string(
     "like",
     None,
-    "Another TensorFlow checkpoint, in place of --target: the new one gets its names, shapes, dtypes and object graph, and of "
-    "the variables that are kept, its values. No model code runs. Rules can use only names that this checkpoint has "
+    "Another TensorFlow checkpoint, in place of --target: the new one gets its names, shapes, dtypes and object graph, "
+    "and of the variables that are kept, its values. No model code runs. Rules can use only names that this checkpoint has "
     "(layers in a plain list of Keras 3 have none; use --target for these).",
 )
 _RULES = flags.DEFINE_string("rules", None, "TOML file with the rules (see configs/rules).")
@@ -56,8 +56,9 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a checkpoint that ha
 _UPDATE_LATEST = flags.DEFINE_bool(
     "update_latest",
     False,
-    "Also write the file `checkpoint` beside --to, so that tf.train.latest_checkpoint and CheckpointManager find the new one, "
-    "as Checkpoint.save does. Without it that file is left alone, as by Checkpoint.write: name the prefix to restore it.",
+    "Also write the file `checkpoint` beside --to, so that tf.train.latest_checkpoint and CheckpointManager find the "
+    "new one, as Checkpoint.save does. Without it that file is left alone, as by Checkpoint.write: name the prefix to "
+    "restore it.",
 )
 _MEMORY_BUDGET = flags.DEFINE_integer(
     "memory_budget", 256, "MiB of tensors in flight. A larger tensor passes alone.", lower_bound=1

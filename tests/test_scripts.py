@@ -11,6 +11,7 @@ import sys
 import tomllib
 
 import pytest
+import tensorflow as tf
 
 import dist_restore as dr
 from lm.sizes import Sizes
@@ -33,7 +34,7 @@ def version_1(tmp_path_factory: pytest.TempPathFactory) -> str:
     return build(1, Sizes()).checkpoint().save(str(tmp_path_factory.mktemp("v1") / "ckpt"))
 
 
-@pytest.mark.parametrize("script", ["train_lm", "plan_restore", "demo"])
+@pytest.mark.parametrize("script", ["train_lm", "plan_restore", "convert_checkpoint", "demo"])
 def test_help_names_every_flag(script: str) -> None:
     names = re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", (ROOT / "scripts" / f"{script}.py").read_text())
     said = run(script, "--help").stdout
@@ -149,3 +150,60 @@ def test_the_forecast_has_a_row_for_each_number_of_workers(version_1: str) -> No
     rows = re.findall(r"^ +(\d+) +([\d.]+) s(?: \*)? +([\d.]+) s(?: \*)? +([\d.]+) s", table, re.MULTILINE)
     assert [int(row[0]) for row in rows] == [1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512]
     assert float(rows[-1][1]) > float(rows[-1][3])
+
+
+# ---- convert_checkpoint --------------------------------------------------------------------------------------
+
+
+def test_a_converted_checkpoint_is_0(version_1: str, tmp_path: pathlib.Path) -> None:
+    done = run(
+        "convert_checkpoint",
+        f"--from={version_1}",
+        f"--rules={RULES}",
+        "--target=lm.targets:version_2",
+        f"--to={tmp_path}/ckpt-1",
+        "--update_latest",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Written: {tmp_path}/ckpt-1" in done.stdout
+    assert tf.train.latest_checkpoint(str(tmp_path)) == f"{tmp_path}/ckpt-1"
+    status = build(2, Sizes()).checkpoint().restore(f"{tmp_path}/ckpt-1")
+    status.assert_existing_objects_matched()
+    status.assert_consumed()
+
+
+def test_a_dry_run_and_its_plan(version_1: str, tmp_path: pathlib.Path) -> None:
+    given = ["convert_checkpoint", f"--from={version_1}", f"--like={version_1}"]
+    done = run(*given, "--dry_run", f"--json={tmp_path}/plan.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    done = run(*given, f"--plan={tmp_path}/plan.json", f"--to={tmp_path}/ckpt")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_conversion_that_is_refused_is_1(version_1: str, tmp_path: pathlib.Path) -> None:
+    given = ["convert_checkpoint", f"--from={version_1}", "--target=lm.targets:version_2", f"--to={tmp_path}/ckpt"]
+    for flags in ([], ["--dry_run"]):
+        done = run(*given, *flags)
+        assert done.returncode == 1 and "model/blocks/0/attention/qkv/kernel" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--from={tmp}/nowhere"], "CheckpointNotFoundError"),
+        (["--rules={tmp}/nowhere.toml"], "nowhere.toml"),
+        (["--like={tmp}/nowhere", "--target="], "CheckpointNotFoundError"),
+        (["--like={tmp}/nowhere"], "either --target or --like"),
+        (["--to="], "--to must say"),
+        (["--target=lm.targets:version_9"], "version_9"),
+        (["--plan={tmp}/nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_what_cannot_be_converted_is_2(version_1: str, tmp_path: pathlib.Path, flags: list[str], message: str) -> None:
+    given = [f"--from={version_1}", "--target=lm.targets:version_1", f"--to={tmp_path}/ckpt"]
+    done = run("convert_checkpoint", *given, *(flag.format(tmp=tmp_path) for flag in flags))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

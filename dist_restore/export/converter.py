@@ -185,7 +185,7 @@ class CheckpointConverter:
             return functools.partial(template.read, template.keys[entry.target])
 
         works = make_works(locate(make_units(plan.entries), source), source, live_of)
-        with contextlib.closing(stream(works, self._config.memory_budget // 2)) as results:
+        with contextlib.closing(stream(works, self._config.memory_budget // 4)) as results:
             for values in results:
                 while values:  # each is let go when it is written
                     value = values.pop()

@@ -163,6 +163,7 @@ def _require_planned(source: TfCheckpoint, keys: Mapping[str, str]) -> None:
     if unknown:
         raise RestoreError(
             f"{len(unknown)} variable(s) of the target are saved by tf.train.Checkpoint and cannot be planned from "
-            f"live objects: {', '.join(map(repr, unknown[:10]))}. Save the target once, and give that checkpoint as `like`.",
+            f"live objects: {', '.join(map(repr, unknown[:10]))}. Save the target once, and give that "
+            "checkpoint as `like`.",
             names=tuple(unknown),
         )
