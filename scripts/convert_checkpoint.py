@@ -45,8 +45,8 @@ _LIKE = flags.DEFINE_string(
     "like",
     None,
     "Another TensorFlow checkpoint, in place of --target: the new one gets its names, shapes, dtypes and object graph, "
-    "and of the variables that are kept, its values. No model code runs. Rules can use only names that this checkpoint has "
-    "(layers in a plain list of Keras 3 have none; use --target for these).",
+    "and of the variables that are kept, its values. No model code runs. Rules can use only names that this "
+    "checkpoint has (layers in a plain list of Keras 3 have none; use --target for these).",
 )
 _RULES = flags.DEFINE_string("rules", None, "TOML file with the rules (see configs/rules).")
 _UNMATCHED = flags.DEFINE_enum(
