@@ -49,6 +49,12 @@ _LIKE = flags.DEFINE_string(
     "checkpoint has (layers in a plain list of Keras 3 have none; use --target for these).",
 )
 _RULES = flags.DEFINE_string("rules", None, "TOML file with the rules (see configs/rules).")
+_INVERT_RULES = flags.DEFINE_bool(
+    "invert_rules",
+    False,
+    "Run the rules backwards: they lead from --target or --like to --from. Refused where something was lost on the way "
+    "there, or would be rounded. (scripts/invert_rules.py writes a rule file instead, as far as its text alone tells.)",
+)
 _UNMATCHED = flags.DEFINE_enum(
     "unmatched", "error", ["error", "keep"], "What becomes of a variable that nothing fills: an error, or it is kept."
 )
@@ -108,6 +114,7 @@ def _make_converter() -> dr.CheckpointConverter:
         _build_target() if _TARGET.value else None,
         like=_LIKE.value,
         rules=_RULES.value,
+        invert_rules=_INVERT_RULES.value,
         unmatched=_UNMATCHED.value,
         memory_budget=_MEMORY_BUDGET.value << 20,
         overwrite=_OVERWRITE.value,

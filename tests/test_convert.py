@@ -250,6 +250,59 @@ def test_state_that_is_no_variable_is_copied(source: str, tmp_path: pathlib.Path
     assert int(next(natively(str(tmp_path / "ckpt"), with_data(3)).data)) == 4
 
 
+# ---- Backwards ---------------------------------------------------------------------------------------------
+
+
+class Parallel(live.Net):
+    """Layers side by side, so that any sizes fit."""
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return keras.ops.concatenate([getattr(self, name)(x) for name in self.order], -1)
+
+
+def parallel(seed: int, **sizes: int) -> tf.train.Checkpoint:
+    model = Parallel(**{name: keras.layers.Dense(size) for name, size in sizes.items()})
+    model(tf.zeros((1, 4)))
+    return checkpoint(model, seed)
+
+
+TWO_WAYS = dr.RuleSet.of(
+    {
+        "rule": [
+            {"from": ["model/q/{x}", "model/k/{x}"], "to": "model/qk/{x}", "ops": [{"concat": {"axis": -1}}]},
+            {"from": "model/head/{x}", "to": "model/out/{x}", "ops": [{"scale": {"by": 0.5}}]},
+        ]
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("k", "back"), [(3, {"rules": TWO_WAYS, "invert_rules": True}), (4, {"rules": TWO_WAYS.inverse()})]
+)
+@pytest.mark.parametrize("given", ["like", "target"])
+def test_there_and_back_again_is_the_same_bit_by_bit(
+    given: str, k: int, back: dict[str, object], tmp_path: pathlib.Path
+) -> None:
+    path = live.save(parallel(1, q=4, k=k, head=2), tmp_path / "old")
+    middle, end = str(tmp_path / "new" / "ckpt"), str(tmp_path / "back" / "ckpt")
+    dr.CheckpointConverter(parallel(2, qk=4 + k, out=2), rules=TWO_WAYS).convert(path, middle)
+    target = {"like": path} if given == "like" else {"target": parallel(3, q=4, k=k, head=2)}
+    report = dr.CheckpointConverter(**target, **back).convert(middle, end)
+    assert report.kept == ()
+    found, expected = (natively(p, parallel(4, q=4, k=k, head=2)) for p in (end, path))
+    assert_equal(held(found), held(expected))
+
+
+def test_what_was_lost_on_the_way_there_is_refused_on_the_way_back(
+    source: str, other: str, tmp_path: pathlib.Path
+) -> None:
+    convert = dr.CheckpointConverter(like=source, rules={"model/q/kernel": "model/out/kernel"}, invert_rules=True)
+    refuse(dr.UnmatchedError, lambda: convert.convert(other, tmp_path / "ckpt"), tmp_path, "model/k/kernel")
+    rounded = [{"from": "model/head/bias", "to": "model/out/bias", "ops": [{"scale": {"by": 0.3}}]}]
+    convert = dr.CheckpointConverter(like=source, rules={"rule": rounded}, invert_rules=True)
+    refuse(dr.RuleError, lambda: convert.convert(other, tmp_path / "ckpt"), tmp_path, "model/out/bias", "rounds")
+
+
 # ---- What is refused, and what an error leaves --------------------------------------------------------------
 
 

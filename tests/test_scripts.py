@@ -207,3 +207,24 @@ def test_what_cannot_be_converted_is_2(version_1: str, tmp_path: pathlib.Path, f
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_an_inverted_rule_file_leads_back(tmp_path: pathlib.Path) -> None:
+    done = run("invert_rules", f"--rules={RULES}", f"--to={tmp_path}/back.toml")
+    assert done.returncode == 0, done.stderr
+    assert dr.RuleSet.load(tmp_path / "back.toml").inverse().rules == dr.RuleSet.load(RULES).rules
+    assert run("invert_rules", f"--rules={tmp_path}/back.toml").stdout.startswith("[[rule]]\nfrom = [")
+    done = run("invert_rules", f"--rules={RULES}", f"--to={tmp_path}/back.toml")
+    assert done.returncode == 2 and "FileExistsError" in done.stderr
+    halves = '[[rule]]\nfrom = "a/{i}"\nto = "b/{i//2}"\n'
+    (tmp_path / "halves.toml").write_text(halves)
+    done = run("invert_rules", f"--rules={tmp_path}/halves.toml")
+    assert done.returncode == 2 and "rule 1 of halves.toml" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_conversion_with_inverted_rules(version_1: str, tmp_path: pathlib.Path) -> None:
+    """The rules lead from `--like` to `--from`; here both are one model, and the rules name what stays."""
+    (tmp_path / "r.toml").write_text('[[rule]]\nfrom = "model/head/{x}"\nto = "model/head/{x}"\n')
+    given = ["convert_checkpoint", f"--from={version_1}", f"--like={version_1}", f"--rules={tmp_path}/r.toml"]
+    done = run(*given, "--invert_rules", "--dry_run")
+    assert done.returncode == 0, done.stdout + done.stderr

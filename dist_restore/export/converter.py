@@ -30,17 +30,18 @@ from dist_restore.plan import RestorePlan
 from dist_restore.reading import Value, bytes_of, locate, make_works
 from dist_restore.refusal import refuse_problems
 from dist_restore.report.progress import Progress, progress
+from dist_restore.resolve.inverse_plan import inverse_of_plan
 from dist_restore.resolve.resolver import Options, resolve
 from dist_restore.resolve.rules import RuleSet, RulesLike
+from dist_restore.resolve.sides import as_sources, as_targets, only_values
 from dist_restore.sources import checksum
 from dist_restore.sources.base import Source
 from dist_restore.sources.files import is_remote
-from dist_restore.sources.open import open_checkpoint, resolve_path
+from dist_restore.sources.open import PathLike, Paths, open_checkpoint, resolve_path
 from dist_restore.specs import TargetIndex
 from dist_restore.targets import Restorable, find_targets
 from dist_restore.transforms import Live
 
-PathLike = str | os.PathLike[str]
 # A thousand data files are enough; below that they are as large as a quarter of the budget.
 _MOST_FILES = 1000
 
@@ -52,6 +53,8 @@ class CheckpointConverter:
       target: live objects, as for `DistributedRestorer`; they keep their values. Either this or `like`.
       like: another TensorFlow checkpoint, whose names, shapes, dtypes and object graph the new one gets.
       rules: as for `DistributedRestorer`.
+      invert_rules: run the rules backwards: they lead from `target` or `like` to what is converted. Decided with all
+        shapes at hand, so that everything has an inverse that loses nothing.
       unmatched: `error` refuses targets that nothing fills; `keep` writes their present value, or that of `like`.
       memory_budget: bytes of tensors in flight.
       overwrite: whether a checkpoint of the same prefix may be replaced.
@@ -69,6 +72,7 @@ class CheckpointConverter:
         *,
         like: PathLike | None = None,
         rules: RulesLike = None,
+        invert_rules: bool = False,
         unmatched: str = "error",
         memory_budget: int = 256 << 20,
         overwrite: bool = False,
@@ -78,22 +82,23 @@ class CheckpointConverter:
         if (target is None) == (like is None):
             raise ValueError("Give either target (live objects) or like (another checkpoint).")
         self._target, self._like = target, like
-        self._rules = RuleSet.of(rules)
+        self._rules, self._invert = RuleSet.of(rules), invert_rules
         self._config = RestoreConfig(
             unmatched=choice(Unmatched, unmatched, "unmatched"), memory_budget=memory_budget, progress=progress
         )
         self._overwrite, self._latest = overwrite, latest
 
-    def plan(self, path: PathLike) -> RestorePlan:
+    def plan(self, path: Paths) -> RestorePlan:
         """The dry run: reads no tensor data and writes nothing.
 
         Raises:
           RestoreError: as `DistributedRestorer.plan`, for the checkpoint or for `like`.
+          RuleError: also for rules that are to be run backwards and cannot be.
         """
         with uncollected(), contextlib.closing(open_checkpoint(path)) as source:
             return self._resolve(source, self._targets())
 
-    def convert(self, path: PathLike, to: PathLike) -> ConversionReport:
+    def convert(self, path: Paths, to: PathLike) -> ConversionReport:
         """Plans, reads, transforms and writes. What was read is checked before the new checkpoint appears.
 
         Args:
@@ -106,7 +111,7 @@ class CheckpointConverter:
         with uncollected():
             return self._convert(path, os.fspath(to), None)
 
-    def apply(self, plan: RestorePlan, path: PathLike, to: PathLike) -> ConversionReport:
+    def apply(self, plan: RestorePlan, path: Paths, to: PathLike) -> ConversionReport:
         """As `convert`, by a plan that was made before, here or by a `DistributedRestorer` of the same target.
 
         Raises:
@@ -116,7 +121,7 @@ class CheckpointConverter:
         with uncollected():
             return self._convert(path, os.fspath(to), plan)
 
-    def _convert(self, path: PathLike, to: str, given: RestorePlan | None) -> ConversionReport:
+    def _convert(self, path: Paths, to: str, given: RestorePlan | None) -> ConversionReport:
         start = time.perf_counter()
         with contextlib.closing(open_checkpoint(path)) as source:
             targets = self._targets()
@@ -124,7 +129,7 @@ class CheckpointConverter:
             require_targets(plan, targets)
             require_checkpoint(plan, source.index())
             refuse_problems(plan)
-            self._refuse_own(source.index().path, to)
+            self._refuse_own(path, to)
             with BundleWriter(to, self._group(plan), overwrite=self._overwrite) as writer:
                 with self._template(writer.folder) as template:
                     self._write(plan, source, template, writer)
@@ -140,11 +145,17 @@ class CheckpointConverter:
             with templates.like(self._like) as template:
                 return template.targets
         assert self._target is not None
-        return find_targets(templates.checkpoint_of(self._target)).index
+        return only_values(find_targets(templates.checkpoint_of(self._target)).index)
 
     def _resolve(self, source: Source, targets: TargetIndex) -> RestorePlan:
+        rules = self._rules_back(source, targets) if self._invert else self._rules
         keep = self._config.unmatched is Unmatched.KEEP
-        return resolve(source.index(), targets, self._rules, Options(keep_unmatched=keep, verify_slices=True))
+        return resolve(source.index(), targets, rules, Options(keep_unmatched=keep, verify_slices=True))
+
+    def _rules_back(self, source: Source, targets: TargetIndex) -> RuleSet:
+        """The way there is planned from names and shapes alone, and then undone."""
+        there = resolve(as_sources(targets), as_targets(source.index()), self._rules, Options())
+        return inverse_of_plan(there, self._rules)
 
     @contextlib.contextmanager
     def _template(self, folder: str) -> Iterator[Template]:
@@ -160,11 +171,13 @@ class CheckpointConverter:
         total = sum(e.bytes for e in plan.entries)
         return max(1, self._config.memory_budget // 4, total // _MOST_FILES)
 
-    def _refuse_own(self, source: str, to: str) -> None:
+    def _refuse_own(self, path: Paths, to: str) -> None:
         """The files that are read are never written, whatever may be overwritten."""
-        for path in (source, resolve_path(self._like) if self._like is not None else source):
-            if _overlaps(path, to):
-                raise RestoreError(f"{to!r} is what is read from ({path!r}). Write the new checkpoint elsewhere.")
+        found = resolve_path(path)
+        read = [found] if isinstance(found, str) else list(found.values())
+        for name in read if self._like is None else [*read, resolve_path(self._like)]:
+            if _overlaps(name, to):
+                raise RestoreError(f"{to!r} is what is read from ({name!r}). Write the new checkpoint elsewhere.")
 
     def _write(self, plan: RestorePlan, source: Source, template: Template, writer: BundleWriter) -> None:
         templates.require_saved(template, [e.target for e in plan.entries if e.filled])

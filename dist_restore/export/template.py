@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from dist_restore.errors import RestoreError, UnmatchedError, UnsupportedFormatError
-from dist_restore.resolve.sides import OPAQUE, as_targets
+from dist_restore.resolve.sides import OPAQUE, as_targets, is_value, only_values
 from dist_restore.sources.bundle import BundleEntry
 from dist_restore.sources.open import open_checkpoint
 from dist_restore.sources.tf_checkpoint import OBJECT_GRAPH_KEY, TfCheckpoint
@@ -111,7 +111,7 @@ def live(root: Restorable, folder: str) -> Iterator[Template]:
         )
         keys = _keys(checkpoint, graph, targets)
         _require_planned(source, keys)
-        yield Template(source, targets.index, keys, "that it has now")
+        yield Template(source, only_values(targets.index), keys, "that it has now")
 
 
 def require_saved(template: Template, filled: list[str]) -> None:
@@ -159,7 +159,7 @@ def _keys(
 def _require_planned(source: TfCheckpoint, keys: Mapping[str, str]) -> None:
     """What is saved and not among the targets would be written as it is now, and nobody would know."""
     known = set(keys.values())
-    unknown = [t.name for t in source.index().tensors if t.key not in known and t.spec.dtype not in OPAQUE]
+    unknown = [t.name for t in source.index().tensors if t.key not in known and is_value(t.spec)]
     if unknown:
         raise RestoreError(
             f"{len(unknown)} variable(s) of the target are saved by tf.train.Checkpoint and cannot be planned from "

@@ -130,6 +130,26 @@ class RuleSet:
         file = f" of {os.path.basename(self.origin)}" if self.origin else ""
         return f"rule {index + 1}{file}"
 
+    def inverse(self) -> RuleSet:
+        """The rules that lead back, as far as they follow from the text alone; `CheckpointConverter` has more of them.
+
+        Raises:
+          RuleError: a rule has no inverse; the message has its number and why.
+        """
+        from dist_restore.resolve.inverse_rules import inverse_of_rules
+
+        return inverse_of_rules(self)
+
+    def to_toml(self) -> str:
+        """The text of a rule file.
+
+        Raises:
+          RuleError: vocabularies that are no files.
+        """
+        from dist_restore.resolve.rule_text import rules_to_toml
+
+        return rules_to_toml(self)
+
     @staticmethod
     def of(value: RulesLike) -> RuleSet:
         """Takes every form that the face allows: a path, a rule set, a list of rules, a dict, None.

@@ -5,17 +5,29 @@ Conversion needs the first (the model is another checkpoint), running rules back
 
 from __future__ import annotations
 
-from dist_restore.specs import CheckpointIndex, Group, SourceTensor, TargetIndex, TargetVariable
+import dataclasses
 
+from dist_restore.specs import CheckpointIndex, Group, SourceTensor, TargetIndex, TargetVariable, TensorSpec
+
+_COUNTER_REASON = "the checkpoint's own counter; Checkpoint.write() stores none"
 # What such a tensor holds only its own object can read.
 OPAQUE = frozenset({"variant", "resource"})
-_COUNTER_REASON = "the checkpoint's own counter; Checkpoint.write() stores none"
+
+
+def is_value(spec: TensorSpec) -> bool:
+    """Whether a name stands for a tensor that can be filled, not for the state of a table or a data iterator."""
+    return not spec.is_object and spec.dtype not in OPAQUE
+
+
+def only_values(targets: TargetIndex) -> TargetIndex:
+    """The targets that are tensors."""
+    return dataclasses.replace(targets, variables=tuple(v for v in targets.variables if is_value(v.spec)))
 
 
 def as_targets(index: CheckpointIndex) -> TargetIndex:
     """What a checkpoint of these tensors would have to be filled with; opaque ones cannot be."""
     optimizers = tuple(f"{o.name}/" for o in index.optimizers if o.name)
-    tensors = (t for t in index.tensors if t.spec.dtype not in OPAQUE)
+    tensors = (t for t in index.tensors if is_value(t.spec))
     return TargetIndex(tuple(_target(tensor, optimizers) for tensor in tensors), index.optimizers)
 
 
