@@ -269,8 +269,8 @@ def parallel(seed: int, **sizes: int) -> tf.train.Checkpoint:
 TWO_WAYS = dr.RuleSet.of(
     {
         "rule": [
-            {"from": ["model/q/{x}", "model/k/{x}"], "to": "model/qk/{x}", "ops": [{"concat": {"axis": -1}}]},
-            {"from": "model/head/{x}", "to": "model/out/{x}", "ops": [{"scale": {"by": 0.5}}]},
+            {"from": ["model/q/{part}", "model/k/{part}"], "to": "model/qk/{part}", "ops": [{"concat": {"axis": -1}}]},
+            {"from": "model/head/{part}", "to": "model/out/{part}", "ops": [{"scale": {"by": 0.5}}]},
         ]
     }
 )

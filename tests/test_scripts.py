@@ -224,7 +224,7 @@ def test_an_inverted_rule_file_leads_back(tmp_path: pathlib.Path) -> None:
 
 def test_a_conversion_with_inverted_rules(version_1: str, tmp_path: pathlib.Path) -> None:
     """The rules lead from `--like` to `--from`; here both are one model, and the rules name what stays."""
-    (tmp_path / "r.toml").write_text('[[rule]]\nfrom = "model/head/{x}"\nto = "model/head/{x}"\n')
+    (tmp_path / "r.toml").write_text('[[rule]]\nfrom = "model/head/{rest}"\nto = "model/head/{rest}"\n')
     given = ["convert_checkpoint", f"--from={version_1}", f"--like={version_1}", f"--rules={tmp_path}/r.toml"]
     done = run(*given, "--invert_rules", "--dry_run")
     assert done.returncode == 0, done.stdout + done.stderr
