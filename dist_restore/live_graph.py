@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
+from dist_restore import keras2
 from dist_restore.errors import UnbuiltModelError
 from dist_restore.naming import POSITIONAL_CONTAINERS, LayerName, Leaf, Node
 from dist_restore.objects import is_stateful
@@ -43,6 +44,7 @@ class LiveLeaf(NamedTuple):
       is_stateful: whether it is such an object.
       saved: whether `tf.train.Checkpoint` of the same root would save it.
       transient: `seed` or `metric` for state that is remade rather than trained; else empty.
+      setting: why it may keep its value, for what the program sets rather than learns; else empty.
       group: what it is part of.
       own_name: `variable.path` of a Keras variable; else the variable's name.
       keras_path: the same where it has scopes; else empty.
@@ -57,6 +59,7 @@ class LiveLeaf(NamedTuple):
     is_stateful: bool
     saved: bool
     transient: str
+    setting: str
     group: Group
     own_name: str
     keras_path: str
@@ -114,6 +117,8 @@ class _Walker:
         self._objects: list[object] = []
         self._numbers: dict[int, int] = {}
         self._edges: list[list[tuple[str, int, bool]]] = []
+        self._slots: dict[int, tuple[tuple[int, str, int], ...]] = {}
+        self._layers = _layer_classes()
 
     def visit(self, root: object) -> None:
         self._number(root)
@@ -121,6 +126,15 @@ class _Walker:
             if not _is_variable(item):
                 edges = self._edges[cursor]
                 edges += [(name, self._number(child), tracked) for name, child, tracked in _children(item)]
+        self._find_slots()
+
+    def _find_slots(self) -> None:
+        """The slots of tf_keras's optimizers, which say no owners in their edges, and of legacy ones no edges."""
+        optimizers = [(i, o) for i, o in enumerate(self._objects) if not _is_variable(o) and keras2.is_optimizer(o)]
+        variables = [o for o in self._objects if _is_variable(o)] if optimizers else []
+        for index, optimizer in optimizers:
+            found = keras2.slots(optimizer, variables)
+            self._slots[index] = tuple([(self._number(o), name, self._number(slot)) for name, o, slot in found])
 
     def variables(self, root: object) -> Iterator[object]:
         """The variables below an object, as they are found."""
@@ -133,7 +147,7 @@ class _Walker:
             seen = len(self._objects)
 
     def refuse_unbuilt(self) -> None:
-        unbuilt = [o for o in self._objects if isinstance(o, keras.Layer) and not o.built and not _is_lookup(o)]
+        unbuilt = [o for o in self._objects if isinstance(o, self._layers) and not o.built and not _is_lookup(o)]
         self._refuse_uncalled()
         if unbuilt:
             names = ", ".join(f"{o.name!r} ({type(o).__name__})" for o in unbuilt[:8])
@@ -143,6 +157,9 @@ class _Walker:
                 "or model.build(shape) under strategy.scope() first; remove a layer that is never called.",
                 names=tuple(o.name for o in unbuilt),
             )
+        for item in self._objects:
+            if keras2.is_optimizer(item) and not keras2.is_built(item):
+                raise _slotless(item, models=None)
 
     def _refuse_uncalled(self) -> None:
         """Modules that make their variables at the first call, where they say so, as Sonnet's do."""
@@ -162,7 +179,7 @@ class _Walker:
             )
 
     def graph(self, root: object) -> LiveGraph:
-        facts = _Facts(self._objects, self._edges, root)
+        facts = _Facts(self._objects, self._edges, self._slots, root)
         leaves = {i: facts.leaf(i) for i, o in enumerate(self._objects) if _is_variable(o) or is_stateful(o)}
         nodes = tuple([self._node(i, leaves.get(i)) for i in range(len(self._objects))])
         return LiveGraph(nodes, leaves, bare=_is_bare(root))
@@ -181,30 +198,41 @@ class _Walker:
         if live is not None and not self._edges[index]:
             return Node((), leaf)
         edges = tuple([(name, child) for name, child, _ in self._edges[index]])
-        layer = LayerName(item.name, _is_counted(item)) if isinstance(item, keras.Layer) else None
-        family = type(item).__name__.lower() if isinstance(item, keras.optimizers.Optimizer) else ""
-        return Node(edges, leaf, layer, family)
+        layer = LayerName(item.name, _is_counted(item)) if isinstance(item, self._layers) else None
+        family = type(item).__name__.lower() if _is_optimizer(item) else ""
+        return Node(edges, leaf, layer, family, self._slots.get(index, ()))
 
 
 class _Facts:
     """What only the whole graph shows: who is saved, which group, which layer names are counters."""
 
-    def __init__(self, objects: list[object], edges: list[list[tuple[str, int, bool]]], root: object) -> None:
-        self._objects, self._edges = objects, edges
-        self._saved = self._reach([0], tracked_only=True)
+    def __init__(
+        self,
+        objects: list[object],
+        edges: list[list[tuple[str, int, bool]]],
+        slots: Mapping[int, tuple[tuple[int, str, int], ...]],
+        root: object,
+    ) -> None:
+        self._objects, self._edges, self._layers = objects, edges, _layer_classes()
+        reached = self._reach([0], tracked_only=True)
+        self._saved = reached | {slot for i, own in slots.items() if i in reached for _, _, slot in own}
         # Most objects are variables; to ask each of them for all that it is not took a third of the walk's time.
         self._others = [(i, o) for i, o in enumerate(objects) if not _is_variable(o)]
         modules = [i for i, o in self._others if isinstance(o, (keras.Layer, tf.Module))]
-        optimizers = [i for i, o in self._others if isinstance(o, keras.optimizers.Optimizer)]
+        optimizers = [i for i, o in self._others if _is_optimizer(o)]
+        settings = (pair for _, o in self._others if keras2.is_optimizer(o) for pair in keras2.settings(o))
+        self._settings = {id(variable): reason for variable, reason in settings}
         self._model = self._reach(modules, stop=frozenset(optimizers))
         self._optimizer = self._reach(optimizers)
         self._seeds = self._below(keras.random.SeedGenerator)
         self._metrics = self._below(keras.metrics.Metric)
         others = [o for _, o in self._others]
         self._paths = {id(_unwrap(v)): v.path for v in _keras_variables(others)}
-        named = (keras.Layer, keras.random.SeedGenerator, keras.metrics.Metric)
+        named = (keras.random.SeedGenerator, keras.metrics.Metric)
         self._counted = {o.name for o in others if isinstance(o, named) and _is_counted(o)}
-        self._models = {o.name for o in others if isinstance(o, keras.Model)}
+        self._counted |= {o.name for o in others if isinstance(o, self._layers) and _is_counted(o)}
+        models: tuple[type[keras.Layer], ...] = (keras.Model, *keras2.classes("Model"))
+        self._models = {o.name for o in others if isinstance(o, models)}
         counter = getattr(root, "save_counter", None) if isinstance(root, tf.train.Checkpoint) else None
         self._save_counter = id(counter)
         self._classes = self._layer_classes()
@@ -220,6 +248,7 @@ class _Facts:
             is_stateful=stateful,
             saved=index in self._saved,
             transient="seed" if index in self._seeds else "metric" if index in self._metrics else "",
+            setting=self._settings.get(id(variable), ""),
             group=self._group(index),
             own_name=path,
             keras_path=path if scoped else "",
@@ -233,7 +262,7 @@ class _Facts:
     def _layer_classes(self) -> dict[int, str]:
         found: dict[int, set[str]] = {}
         for index, item in self._others:
-            if isinstance(item, keras.Layer):
+            if isinstance(item, self._layers):
                 for _, child, _ in self._edges[index]:
                     found.setdefault(child, set()).add(snake_case(type(item).__name__))
         return {child: next(iter(names)) for child, names in found.items() if len(names) == 1}
@@ -246,7 +275,7 @@ class _Facts:
         found: dict[int, set[str]] = {}
         for layer in layers:
             item = self._objects[layer]
-            if isinstance(item, keras.Layer) and not _is_counted(item):
+            if isinstance(item, self._layers) and not _is_counted(item):
                 for below in self._reach([layer]):
                     found.setdefault(below, set()).add(item.name)
         return found
@@ -303,6 +332,8 @@ def _children(item: object) -> Iterator[tuple[str, object, bool]]:
 def _tracked_children(item: object) -> Iterator[tuple[str, object]]:
     if isinstance(item, Mapping) or not hasattr(item, "_trackable_children"):
         return
+    if keras2.is_optimizer(item) and not keras2.is_built(item):
+        return  # it would remember for ever what it consists of now
     yield from tf.train.TrackableView.children(item).items()
 
 
@@ -342,6 +373,7 @@ def _holds_state(value: object, depth: int = 0) -> bool:
                 tf.train.Checkpoint,
             ),
         )
+        or keras2.is_optimizer(value)
     )
 
 
@@ -389,22 +421,57 @@ def _keras_variables(objects: Iterable[object]) -> Iterator[keras.Variable]:
             yield from item.variables
 
 
+def _is_optimizer(item: object) -> bool:
+    return isinstance(item, keras.optimizers.Optimizer) or keras2.is_optimizer(item)
+
+
+def _layer_classes() -> tuple[type[keras.Layer], ...]:
+    # Those of tf_keras have the same attributes, as far as they are asked here.
+    return (keras.Layer, *keras2.classes("layers.Layer"))
+
+
 def _build_optimizers(root: object, strategy: tf.distribute.Strategy | None) -> None:
-    """Builds unbuilt Keras 3 optimizers beside their model, so that their slots exist before planning."""
+    """Builds unbuilt optimizers beside their model, so that their slots exist before planning."""
     beside = [child for _, child, _ in _children(root)]
-    unbuilt = [o for o in beside if isinstance(o, keras.optimizers.Optimizer) and not o.built]
-    models = [m for m in beside if isinstance(m, keras.Layer)]
-    if not unbuilt:
-        return
-    variables = models[0].trainable_variables if len(models) == 1 else []
+    models = [m for m in beside if isinstance(m, _layer_classes())]
+    for model in models or [root]:  # those that `compile` was given belong to their own model
+        own = getattr(model, "optimizer", None) if isinstance(model, _layer_classes()) else None
+        if own is not None and keras2.is_optimizer(own) and keras2.may_lack_slots(own):
+            _build([own], _trainable([model], own), strategy)
+    unbuilt = [o for o in beside if _may_lack_slots(o)]
+    if unbuilt:
+        _build(unbuilt, _trainable(models, unbuilt[0]), strategy)
+
+
+def _may_lack_slots(item: object) -> bool:
+    if keras2.is_optimizer(item):
+        return keras2.may_lack_slots(item)
+    return isinstance(item, keras.optimizers.Optimizer) and not item.built
+
+
+def _trainable(models: Sequence[keras.Layer], optimizer: object) -> list[object]:
+    """The variables that an optimizer is to be built for: those of the one model beside it."""
+    variables = list(models[0].trainable_variables) if len(models) == 1 and models[0].built else []
     if not variables:
-        raise UnbuiltModelError(
-            f"The optimizer {unbuilt[0].name!r} has no slots yet, and there are {len(models)} models beside it, so it "
-            "is not clear for which variables to build it. Call optimizer.build(model.trainable_variables) under "
-            "strategy.scope() first.",
-            names=(unbuilt[0].name,),
-        )
-    owner = strategy or getattr(variables[0].value, "distribute_strategy", None) or tf.distribute.get_strategy()
-    with owner.scope():
-        for optimizer in unbuilt:
-            optimizer.build(variables)
+        raise _slotless(optimizer, len(models))
+    return variables
+
+
+def _slotless(optimizer: object, models: int | None) -> UnbuiltModelError:
+    name = str(getattr(optimizer, "name", "") or getattr(optimizer, "_name", ""))
+    where = "it is not beside a model" if models is None else f"there are {models} models beside it, built or not"
+    return UnbuiltModelError(
+        f"The optimizer {name!r} has no slots yet, and {where}, so it is not clear for which variables to build it. "
+        "Call optimizer.build(model.trainable_variables) under strategy.scope() first.",
+        names=(name,),
+    )
+
+
+def _build(optimizers: Sequence[object], variables: Sequence[object], strategy: tf.distribute.Strategy | None) -> None:
+    own = getattr(_unwrap(variables[0]), "distribute_strategy", None)
+    with (strategy or own or tf.distribute.get_strategy()).scope():
+        for optimizer in optimizers:
+            if isinstance(optimizer, keras.optimizers.Optimizer):
+                optimizer.build(variables)
+            elif keras2.is_optimizer(optimizer):
+                keras2.build(optimizer, [v for v in variables if isinstance(v, tf.Variable)])

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from dist_restore import keras2_slots
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.slot_roles import family_of, role_of_edge, role_of_slot
 from dist_restore.specs import Alias, AliasKind, OptimizerInfo, Slot
@@ -152,8 +153,10 @@ def name_graph(nodes: Sequence[Node]) -> tuple[tuple[NamedLeaf, ...], tuple[Opti
       CheckpointCorruptError: an edge points outside the graph, or objects nest deeper than any program does.
     """
     _check_edges(nodes)
+    nodes = _with_one_name_for_steps(nodes)
     paths = _best_paths(nodes)
     optimizers = tuple(_find_optimizers(nodes))
+    _add_slots_without_edges(optimizers, paths)
     flat = _flat_names(nodes, optimizers)
     leaves = {
         i: _name_leaf(i, node.leaf, paths[i], flat.get(i))
@@ -164,6 +167,7 @@ def name_graph(nodes: Sequence[Node]) -> tuple[tuple[NamedLeaf, ...], tuple[Opti
     # Slots last: they are called after their owners, and these have their final names only now.
     leaves.update(_name_unclear(optimizers, leaves))
     slots = _slot_table(optimizers, paths, leaves)
+    leaves.update((i, _numbered(leaves[i])) for i in _unread_state(nodes, slots) if i in leaves)
     named = _make_unique(tuple(_name_slot(x, slots[i]) if i in slots else x for i, x in leaves.items()), paths)
     return tuple(named), tuple(_describe(o, paths) for o in optimizers if o.node in paths)
 
@@ -178,6 +182,18 @@ def _check_edges(nodes: Sequence[Node]) -> None:
                 f"The object graph is broken: object {index} refers to object {child}, and there are "
                 f"{len(nodes)}. Use another checkpoint."
             )
+
+
+def _with_one_name_for_steps(nodes: Sequence[Node]) -> Sequence[Node]:
+    """A legacy optimizer of Keras 2 calls `iter` what all later ones call `iterations`: it gets both."""
+    legacy = [i for i, n in enumerate(nodes) if n.edges and keras2_slots.is_legacy(name for name, _ in n.edges)]
+    if not legacy:
+        return nodes
+    changed = list(nodes)
+    for index in legacy:
+        edges = nodes[index].edges
+        changed[index] = nodes[index]._replace(edges=(*edges, ("iterations", dict(edges)["iter"])))
+    return changed
 
 
 def _best_paths(nodes: Sequence[Node]) -> dict[int, list[_Path]]:
@@ -254,12 +270,18 @@ def _step(path: _Path, name: str, child: int, layer: LayerName | None) -> _Path:
     if name in TRANSPARENT or (name == "root" and first):
         return _Path(weight, text, parent, size, raw, name, kind, visited)
     positional, counted, private, length, borrowed = weight
+    numbered = name.startswith("layer") and _POSITIONAL_EDGE.match(name) is not None
+    if layer is not None and numbered:  # Keras 2: an edge of the model itself
+        kind = AliasKind.COUNTED if layer.counted and kind is AliasKind.SEMANTIC else kind
+        weight = (positional, counted + layer.counted, private, length + 1, borrowed + 1)
+        joined = f"{text}/{layer.name}" if size else layer.name
+        return _Path(weight, joined, text, size + 1, raw, name, kind, visited)
     if layer is not None and container in LAYER_CONTAINERS:
         kind = AliasKind.COUNTED if layer.counted and kind is AliasKind.SEMANTIC else kind
         text = f"{parent}/{layer.name}" if size > 1 else layer.name
         weight = (positional - 1, counted + layer.counted, private, length, borrowed + 1)
         return _Path(weight, text, parent, size, raw, name, kind, visited)
-    if name in POSITIONAL_CONTAINERS or (name.startswith("layer") and _POSITIONAL_EDGE.match(name)):
+    if name in POSITIONAL_CONTAINERS or numbered:
         kind = kind if name in LAYER_CONTAINERS else AliasKind.POSITIONAL
         weight = (positional + 1, counted, private, length + 1, borrowed)
     else:
@@ -270,11 +292,39 @@ def _step(path: _Path, name: str, child: int, layer: LayerName | None) -> _Path:
 
 
 def _layer_names(nodes: Sequence[Node]) -> dict[int, dict[int, LayerName]]:
-    """Container node -> child -> the layer's own name, where it is known and no sibling has the same."""
+    """Container node -> child -> the layer's own name, where it is known and no sibling has the same.
+
+    In Keras 2 the model itself is the container: `layer-3` is an edge of it.
+    """
     containers = {container for node in nodes for edge, container in node.edges if edge in LAYER_CONTAINERS}
     members = {child for container in containers for _, child in nodes[container].edges}
     names = {child: nodes[child].layer or _infer_layer_name(nodes, child) for child in members}
-    return {c: _sibling_names({child: names[child] for _, child in nodes[c].edges}) for c in containers}
+    found = {c: _sibling_names({child: names[child] for _, child in nodes[c].edges}) for c in containers}
+    for index, node in enumerate(nodes):
+        inside = _numbered_layers(node)
+        if inside:
+            known = {child: nodes[child].layer or _layer_name_of_keras_2(nodes, child) for child in inside}
+            found[index] = {**found.get(index, {}), **_sibling_names(known)}
+    return found
+
+
+def _numbered_layers(node: Node) -> set[int]:
+    return {child for name, child in node.edges if name.startswith("layer") and _POSITIONAL_EDGE.match(name)}
+
+
+def _layer_name_of_keras_2(nodes: Sequence[Node], index: int) -> LayerName | None:
+    """The first part of all names below, which have as many parts as there are edges: `a/kernel` of `layer-1/kernel`.
+
+    The variables of a functional model leave its name out, so that nothing tells it.
+    """
+    if _numbered_layers(nodes[index]):
+        return None
+    names = {
+        leaf.full_name.split("/")[-depth - 1] if leaf.full_name.count("/") >= depth else ""
+        for leaf, depth in _leaves_below(nodes, index)
+    }
+    name = names.pop() if len(names) == 1 else ""
+    return LayerName(name, counted=False) if name else None
 
 
 def _sibling_names(names: Mapping[int, LayerName | None]) -> dict[int, LayerName]:
@@ -318,10 +368,14 @@ def _find_optimizers(nodes: Sequence[Node]) -> Iterator[_OptimizerNode]:
     lists = _Lists(nodes)
     for index, node in enumerate(nodes):
         edges = dict(node.edges) if node.edges else {}
-        if "_variables" in edges and "_trainable_variables" in edges:
-            yield _keras_optimizer(nodes, index, edges)
-        elif node.slots:
+        if node.slots:
             yield _slotted_optimizer(nodes, index)
+        elif "_variables" in edges and "_trainable_variables" in edges:
+            yield _keras_optimizer(nodes, index, edges)
+        elif edges.keys() >= keras2_slots.NEW_STYLE:
+            label, family, slots = _read_slots(nodes, index, edges)
+            if slots:
+                yield _OptimizerNode(index, label, family, slots)
         elif edges and (found := lists.optimizer(index)) is not None:
             yield found
 
@@ -381,6 +435,59 @@ class _Lists:
         return leaf.full_name if leaf is not None else ""
 
 
+def _read_slots(nodes: Sequence[Node], index: int, edges: Mapping[str, int]) -> keras2_slots.Reading:
+    state = _states(nodes, edges["_variables"])
+    own = {item.node for item in state}
+    lists = {
+        edge: [item for item in _states(nodes, container) if item.node in own]
+        for edge, container in nodes[index].edges
+        if edge != "_variables"
+    }
+    return keras2_slots.read_slots({e: m for e, m in lists.items() if m}, state, _owners(nodes))
+
+
+def _states(nodes: Sequence[Node], container: int) -> list[keras2_slots.State]:
+    members = ((name, child, nodes[child].leaf) for name, child in nodes[container].edges)
+    return [keras2_slots.State(int(n), child, leaf.full_name) for n, child, leaf in members if n.isdecimal() and leaf]
+
+
+def _owners(nodes: Sequence[Node]) -> dict[str, int]:
+    """Full name -> the one variable of this name that is no state of an optimizer of Keras 2."""
+    state = {child for node in nodes for child in _state_of_keras_2(nodes, node)}
+    slots = {slot for node in nodes for _, _, slot in node.slots}
+    names: dict[str, list[int]] = collections.defaultdict(list)
+    for index, node in enumerate(nodes):
+        if node.leaf is not None and index not in state and index not in slots:
+            names[node.leaf.full_name].append(index)
+    return {name: indexes[0] for name, indexes in names.items() if len(indexes) == 1}
+
+
+def _state_of_keras_2(nodes: Sequence[Node], node: Node) -> Iterator[int]:
+    edges = dict(node.edges) if len(node.edges) > 1 else {}
+    if edges.keys() >= keras2_slots.NEW_STYLE and "_trainable_variables" not in edges:
+        own = {child for _, child in node.edges}
+        yield from (child for name, child in nodes[edges["_variables"]].edges if child not in own)
+
+
+def _unread_state(nodes: Sequence[Node], slots: Mapping[int, Slot]) -> list[int]:
+    """State of which nobody knows what it is: it has numbers, and these say nothing across programs."""
+    return [i for node in nodes for i in _state_of_keras_2(nodes, node) if i not in slots]
+
+
+def _numbered(leaf: NamedLeaf) -> NamedLeaf:
+    aliases = tuple([Alias(a.name, AliasKind.POSITIONAL) for a in leaf.aliases])
+    return leaf._replace(kind=AliasKind.POSITIONAL, aliases=aliases)
+
+
+def _add_slots_without_edges(optimizers: Iterable[_OptimizerNode], paths: dict[int, list[_Path]]) -> None:
+    """Slots of a legacy optimizer hang on no edge: they are named after their owners alone."""
+    for optimizer in optimizers:
+        for role, owner, slot in optimizer.slots:
+            if owner in paths and optimizer.node in paths and slot not in paths:
+                text = f"{paths[optimizer.node][0].text}/{role}/{paths[owner][0].text}"
+                paths[slot] = [paths[owner][0]._replace(text=text, raw=text, kind=AliasKind.SEMANTIC)]
+
+
 def _keras_optimizer(nodes: Sequence[Node], index: int, edges: Mapping[str, int]) -> _OptimizerNode:
     # Keras 3 keeps one list per role, each beside _trainable_variables: equal index, equal owner.
     owners = dict(nodes[edges["_trainable_variables"]].edges)
@@ -404,9 +511,16 @@ def _slotted_optimizer(nodes: Sequence[Node], index: int) -> _OptimizerNode:
     families = {family_of(parts[0]) or family_of(parts[-1]) for parts in names}
     family = nodes[index].family or (families.pop() if len(families) == 1 else "")
     labels = {parts[0] for parts in names}
-    label = labels.pop() if len(labels) == 1 and family_of(names[0][0]) else family
+    label = labels.pop() if len(labels) == 1 and family_of(names[0][0]) else _own_label(nodes, index) or family
     slots = tuple((role_of_slot(name, family), owner, slot) for owner, name, slot in nodes[index].slots)
     return _OptimizerNode(index, label, family, slots)
+
+
+def _own_label(nodes: Sequence[Node], index: int) -> str:
+    """The name that an optimizer of Keras 2 was given, where its slots' names hold it."""
+    pairs = [(nodes[slot].leaf, nodes[owner].leaf) for owner, _, slot in nodes[index].slots]
+    labels = {keras2_slots.label_of(s.full_name, o.full_name) for s, o in pairs if s is not None and o is not None}
+    return labels.pop() if len(labels) == 1 else ""
 
 
 def _label(nodes: Sequence[Node], iterations: int | None) -> str:
@@ -474,7 +588,7 @@ def _name_leaf(index: int, leaf: Leaf, paths: list[_Path], flat: str | None) -> 
 
 def _raw_kind(path: _Path) -> AliasKind:
     """A path of attributes alone says as much with its underscores as without."""
-    return path.kind if path.depth == path.size else AliasKind.POSITIONAL
+    return path.kind if path.depth == path.size and not path.weight[-1] else AliasKind.POSITIONAL
 
 
 def _name_slot(leaf: NamedLeaf, slot: Slot) -> NamedLeaf:

@@ -17,11 +17,18 @@ _SLOT_ROLES = {
     **{(f, "m"): "momentum" for f in ("adam", "adamw", "nadam")},
     **{(f, "v"): "velocity" for f in ("adam", "adamw", "nadam")},
     ("adam", "vhat"): "velocity_hat",
+    ("adamw", "vhat"): "velocity_hat",
+    # The largest gradient so far, with decay: Keras 3 and new-style optimizers of Keras 2 call it `u`.
+    ("adamax", "v"): "u",
     ("rmsprop", "rms"): "velocity",
     ("rmsprop", "mg"): "average_gradient",
     # Sonnet's, whose Adam says `m` and `v` too.
     ("rmsprop", "ms"): "velocity",
     ("rmsprop", "mom"): "momentum",
+    ("adadelta", "accum_grad"): "accumulated_grad",
+    ("adadelta", "accum_var"): "accumulated_delta_var",
+    ("sgd", "m"): "momentum",
+    ("lion", "m"): "momentum",
 }
 _FAMILIES = frozenset(
     "adadelta adafactor adagrad adam adamax adamw ftrl lamb lion lossscaleoptimizer muon nadam rmsprop "
@@ -67,6 +74,11 @@ _DEGREES = {
 def role_of_slot(name: str, family: str) -> str:
     """The role of a slot that Keras 2 or TF1 calls so: `m` of an Adam is `momentum`."""
     return _SLOT_ROLES.get((family, name), name)
+
+
+def is_word_of(word: str, role: str) -> bool:
+    """Whether some optimizer of Keras 2 calls a role so."""
+    return word == role or any(word == name and role == own for (_, name), own in _SLOT_ROLES.items())
 
 
 def role_of_edge(edge: str) -> str:

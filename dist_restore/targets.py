@@ -120,6 +120,8 @@ def _keep_reason(live: LiveLeaf) -> str:
         return _OBJECT_REASON
     if live.is_save_counter:
         return _COUNTER_REASON
+    if live.setting:
+        return live.setting
     if live.saved:
         return ""
     return {"seed": _SEED_REASON, "metric": _METRIC_REASON}.get(live.transient, "")

@@ -187,7 +187,7 @@ def test_slot_variables_have_the_roles_of_keras_3(
 def test_an_m_and_a_v_are_no_moments_unless_the_class_is_known_to_have_them(full_name: str) -> None:
     (found,) = optimizers(slotted(full_name, "m", "v"))
     assert found.family != "adam"
-    assert found.roles == ("m", "v")
+    assert not {"momentum", "velocity"} & set(found.roles)
 
 
 # ---- Layers in containers: functional and sequential models ----------------------------------------------
