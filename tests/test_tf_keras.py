@@ -5,6 +5,7 @@ Written and read with tf_keras itself. `Checkpoint(model, optimizer)` of either 
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Callable
 from types import ModuleType
@@ -15,7 +16,9 @@ import pytest
 import tensorflow as tf
 
 import dist_restore as dr
-from live import natively, replicas, restore, save, scramble, value
+from conftest import make_strategy
+from dist_restore.targets import find_targets
+from live import natively, refuse, replicas, restore, save, scramble, value
 
 tf_keras = pytest.importorskip("tf_keras", reason="tf_keras is no dependency of the package")
 Checkpoint = tf.train.Checkpoint
@@ -198,8 +201,6 @@ def test_layers_have_the_names_that_keras_3_gives_them() -> None:
 
 
 def dr_targets(root: object) -> tuple[object, ...]:
-    from dist_restore.targets import find_targets
-
     return find_targets(root).index.variables
 
 
@@ -280,3 +281,219 @@ def test_every_optimizer_goes_on_in_every_other_style(
     same(slots(new.optimizer, new.model), slots(old.optimizer, old.model))
     expected = train(old.model, old.optimizer, range(2, 4))
     assert train(new.model, new.optimizer, range(2, 4)) == pytest.approx(expected, rel=1e-4)
+
+
+# ---- Case 5 of the failures: what plain TensorFlow does between generations ------------------------------
+
+
+def square(style: str) -> object:
+    """Layers whose variables all have one shape, so that no shape can betray a shift."""
+    inputs = x = library(style).Input((4,))
+    for name in "abc":
+        x = library(style).layers.Dense(4, name=name, use_bias=False)(x)
+    return library(style).Model(inputs, x)
+
+
+def test_plain_tensorflow_restores_no_kernel_of_keras_2_into_keras_3_and_shifts_the_slots(
+    tmp_path: pathlib.Path,
+) -> None:
+    old, new = (Checkpoint(model=square(style), optimizer=adam(style)) for style in (NEW, KERAS))
+    train(old.model, old.optimizer, range(2))
+    train(new.model, new.optimizer, range(1))
+    path = save(old, tmp_path)
+    before = weights(new.model)
+    new.restore(path).assert_nontrivial_match()  # no error
+    same(weights(new.model), before)
+    # Keras 2 counts from 1, Keras 3 from 2: the first momentum receives the first velocity.
+    assert np.array_equal(
+        slots(new.optimizer, new.model)["momentum", 0], slots(old.optimizer, old.model)["velocity", 0]
+    )
+
+    restore(new, path)
+    same(weights(new.model), weights(old.model))
+    same(slots(new.optimizer, new.model), slots(old.optimizer, old.model))
+
+
+# ---- One variable more or less (k#19492) -----------------------------------------------------------------
+
+
+def scheduled(style: str) -> object:
+    schedule = optimizers(KERAS if style == KERAS else NEW).schedules.ExponentialDecay(0.1, 10, 0.9)
+    return optimizers(style).Adam(schedule)
+
+
+@pytest.mark.parametrize(("saved", "restored"), [(NEW, NEW), (NEW, KERAS), (LEGACY, NEW), (KERAS, NEW)])
+def test_a_learning_rate_that_became_a_schedule_loses_no_slot(
+    tmp_path: pathlib.Path, saved: str, restored: str
+) -> None:
+    old, new = program(saved, adam), program(restored, scheduled)
+    train(old.model, old.optimizer, range(3))
+    plan = restore(new, save(old, tmp_path)).plan
+    same(slots(new.optimizer, new.model), slots(old.optimizer, old.model))
+    assert int(new.optimizer.iterations) == 3
+    kept = {e.target for e in plan.entries if not e.filled and "seed" not in e.target}
+    assert kept <= {"optimizer/current_learning_rate"}
+
+
+@pytest.mark.parametrize("restored", [NEW, KERAS])
+def test_a_schedule_that_became_a_rate_is_refused_and_not_guessed(tmp_path: pathlib.Path, restored: str) -> None:
+    old, new = program(NEW, scheduled), program(restored, adam)
+    train(old.model, old.optimizer, range(2))
+    path = save(old, tmp_path)
+    dr_targets(new)
+    refuse(dr.UnmatchedError, new, path, "optimizer/learning_rate")
+    restore(new, path, rules=dr.RuleSet.from_toml('[[rule]]\nkeep = "optimizer/learning_rate"'))
+    same(slots(new.optimizer, new.model), slots(old.optimizer, old.model))
+
+
+# ---- What could be mis-assigned --------------------------------------------------------------------------
+
+
+def test_an_optimizer_that_was_asked_before_it_was_built_is_read_by_its_slots_names(tmp_path: pathlib.Path) -> None:
+    """tf_keras remembers what an optimizer consists of when it is first asked: its lists are never saved then."""
+    old = program(NEW, adam)
+    tf.train.TrackableView.children(old.optimizer)
+    train(old.model, old.optimizer, range(2))
+    path = save(old, tmp_path)
+    assert not any("momentums" in a for t in dr.open_checkpoint(path).index().tensors for a in alias_names(t))
+    new = program(KERAS, adam)
+    restore(new, path)
+    same(slots(new.optimizer, new.model), slots(old.optimizer, old.model))
+
+
+def alias_names(tensor: object) -> list[str]:
+    return [tensor.name, *(a.name for a in tensor.aliases)]
+
+
+def test_an_optimizer_that_was_built_without_a_scope_is_known_by_its_lists(tmp_path: pathlib.Path) -> None:
+    old = program(NEW, adam)
+    old.optimizer.build(old.model.trainable_variables)  # its slots are called `m/a/kernel`
+    train(old.model, old.optimizer, range(2))
+    path = save(old, tmp_path)
+    new = program(KERAS, adam)
+    restore(new, path)
+    same(slots(new.optimizer, new.model), slots(old.optimizer, old.model))
+
+
+def test_the_momentum_of_an_unnamed_sgd_may_be_that_of_a_lion_and_is_refused(tmp_path: pathlib.Path) -> None:
+    old = program(NEW, lambda style: optimizers(style).Lion(0.01))
+    old.optimizer.build(old.model.trainable_variables)
+    train(old.model, old.optimizer, range(2))
+    new = program(KERAS, CLASSES["sgd"])
+    dr_targets(new)
+    refuse(dr.UnmatchedError, new, save(old, tmp_path), "class changed")
+
+
+@pytest.mark.parametrize("style", [NEW, LEGACY])
+def test_the_state_of_an_rmsprop_does_not_become_that_of_an_adam(tmp_path: pathlib.Path, style: str) -> None:
+    old = program(style, CLASSES["rmsprop"])
+    train(old.model, old.optimizer, range(2))
+    for restored in STYLES:
+        new = program(restored, adam)
+        dr_targets(new)
+        refuse(dr.UnmatchedError, new, save(old, tmp_path), "rmsprop", "adam")
+
+
+@pytest.mark.parametrize(("saved", "restored"), [(LEGACY, LEGACY), (LEGACY, KERAS), (NEW, KERAS)])
+def test_an_adamax_is_no_adam(tmp_path: pathlib.Path, saved: str, restored: str) -> None:
+    old, new = program(saved, CLASSES["adamax"]), program(restored, adam)
+    train(old.model, old.optimizer, range(2))
+    dr_targets(new)
+    refuse(dr.UnmatchedError, new, save(old, tmp_path), "adamax")
+
+
+def test_slots_whose_owners_names_are_not_unique_are_refused(tmp_path: pathlib.Path) -> None:
+    """Two models whose layers have equal names: a slot's name cannot tell whose it is."""
+    a, b = functional(NEW, "a"), functional(NEW, "a")
+    old = Checkpoint(a=a, b=b, a_opt=adam(NEW), b_opt=adam(NEW))
+    train(a, old.a_opt, range(2))
+    train(b, old.b_opt, range(2, 4))
+    path = save(old, tmp_path)
+    c, d = functional(KERAS, "a"), functional(KERAS, "a")
+    first, second = adam(KERAS), adam(KERAS)
+    first.build(c.trainable_variables)
+    second.build(d.trainable_variables)
+    refuse(dr.UnmatchedError, Checkpoint(a=c, b=d, a_opt=first, b_opt=second), path)
+
+
+def test_slots_without_their_owners_are_not_matched_by_number(tmp_path: pathlib.Path) -> None:
+    old, new = program(NEW, adam), program(NEW, adam)
+    train(old.model, old.optimizer, range(2))
+    train(new.model, new.optimizer, range(1))
+    path = save(Checkpoint(optimizer=old.optimizer), tmp_path)
+    refuse(dr.UnmatchedError, Checkpoint(optimizer=new.optimizer), path)
+
+
+# ---- Compiled, nested, mixed -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", [NEW, LEGACY])
+def test_a_compiled_model_that_never_trained_goes_on_where_the_old_one_stopped(
+    tmp_path: pathlib.Path, style: str
+) -> None:
+    x, y = np.ones((4, 4), np.float32), np.zeros((4, 4), np.float32)
+    old, new = functional(style), functional(style)
+    for model in (old, new):
+        model.compile(adam(style), "mse")
+    old.fit(x, y, verbose=0)
+    path = save(Checkpoint(model=old), tmp_path)
+    restore(Checkpoint(model=new), path)
+    same(weights(new), weights(old))
+    same(slots(new.optimizer, new), slots(old.optimizer, old))
+
+
+def nested(style: str, names: tuple[str | None, str | None]) -> object:
+    layers = library(style).layers
+    inner = library(style).Sequential([library(style).Input((4,)), layers.Dense(4, name=names[1])], name=names[0])
+    inputs = library(style).Input((4,))
+    return library(style).Model(inputs, layers.Dense(2, name="head")(inner(inputs)))
+
+
+@pytest.mark.parametrize("names", [("inner", "first"), (None, "first"), ("inner", None), (None, None)])
+def test_a_nested_model_of_keras_2_needs_a_rule_for_it_has_no_name_in_the_checkpoint(
+    tmp_path: pathlib.Path, names: tuple[str | None, str | None]
+) -> None:
+    old, new = nested(NEW, names), nested(NEW, names)
+    scramble(old, seed=1)
+    path = save(Checkpoint(model=old), tmp_path)
+    refuse(dr.UnmatchedError, Checkpoint(model=new), path, "model/layer_with_weights-0")
+    ours, theirs = (f"{m.layers[1].name}/{m.layers[1].layers[0].name}" for m in (new, old))
+    inner = theirs.partition("/")[2]
+    rules = {f"model/layer_with_weights-0/{inner}/{p}": f"model/{ours}/{p}" for p in ("kernel", "bias")}
+    restore(Checkpoint(model=new), path, rules=rules)
+    same(weights_by_order(new), weights_by_order(old))
+
+
+@pytest.mark.parametrize("name", ["default", "mirrored2"])
+def test_a_mixed_precision_model_of_keras_2_is_restored(tmp_path: pathlib.Path, name: str) -> None:
+    def build() -> object:
+        x = inputs = tf_keras.Input((4,))
+        for layer in "ab":
+            x = tf_keras.layers.Dense(4, name=layer, dtype="mixed_float16")(x)
+        return tf_keras.Model(inputs, x)
+
+    with make_strategy(name).scope():
+        old, new = (Checkpoint(model=build(), optimizer=adam(NEW)) for _ in range(2))
+    dr_targets(old)
+    scramble(old.model, optimizer_variables(old), seed=1)
+    restore(new, save(old, tmp_path))
+    same(weights_by_order(new.model), weights_by_order(old.model))
+    same(slots(new.optimizer, new.model), slots(old.optimizer, old.model))
+
+
+# ---- Files of Keras 2 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restored", [NEW, KERAS])
+@pytest.mark.parametrize("file", ["net.h5", "net.keras"])
+def test_a_file_of_keras_2_goes_into_both_libraries(
+    tmp_path: pathlib.Path, trainable: tf.distribute.Strategy, file: str, restored: str
+) -> None:
+    old = functional(NEW)
+    scramble(old, seed=1)
+    path = os.fspath(tmp_path / file)
+    old.save(path)
+    with trainable.scope():
+        new = functional(restored)
+    restore(Checkpoint(model=new), path)
+    same(weights(new), weights(old))
