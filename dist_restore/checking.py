@@ -14,6 +14,7 @@ import numpy as np
 
 from dist_restore.distribute.schedule import Unit
 from dist_restore.entries import PlanEntry
+from dist_restore.piecewise import cost_of, is_piecewise
 from dist_restore.pipeline import Started, Work, stream
 from dist_restore.reading import (
     SCRATCH,
@@ -22,6 +23,7 @@ from dist_restore.reading import (
     joined,
     pieces_of,
     read_checked,
+    read_piecewise,
     read_whole,
     require_checksum,
     transform,
@@ -52,6 +54,9 @@ def _checks(located: Sequence[Located], source: Source) -> Iterator[_Check]:
     neighbours = Neighbours()
     for item in located:
         if any(map(may_lose, item.unit.entries)):
+            if is_piecewise(item.unit, item.places):
+                yield Work(cost_of(item.unit), functools.partial(_start_piecewise, item, source))
+                continue
             yield Work(item.unit.nbytes, functools.partial(_start_unit, item.unit, source))
             continue
         for read, place in zip(item.unit.reads, item.places or (None,) * len(item.unit.reads), strict=True):
@@ -69,6 +74,10 @@ def _checks(located: Sequence[Located], source: Source) -> Iterator[_Check]:
                 neighbours.add(read.name, place)
     if neighbours.names and direct is not None:
         yield Work(SCRATCH, functools.partial(_start_small, neighbours, direct))
+
+
+def _start_piecewise(item: Located, source: Source) -> Started[int]:
+    return Started((read_piecewise(item, source, None),), lambda: sum(r.spec.nbytes for r in item.unit.reads))
 
 
 def _start_unit(unit: Unit, source: Source) -> Started[int]:

@@ -19,6 +19,7 @@ from dist_restore.entries import PlanEntry
 from dist_restore.errors import CheckpointCorruptError, DtypeMismatchError
 from dist_restore.host_memory import Blank
 from dist_restore.phases import during
+from dist_restore.piecewise import Piecewise, cost_of, is_piecewise
 from dist_restore.pipeline import Started, Work
 from dist_restore.sources import checksum
 from dist_restore.sources.base import DirectSource, Source, Stored
@@ -99,6 +100,9 @@ def make_works(located: Iterable[Located], source: Source, live_of: LiveOf) -> I
         yield from batch.take()
         if places is not None and _is_direct(item.unit):
             yield _large(item.unit, places[0], source)
+        elif is_piecewise(item.unit, places):
+            cost = cost_of(item.unit) + item.unit.entries[0].bytes
+            yield Work(cost, functools.partial(_start_piecewise, item, source))
         else:
             yield _single(item, source, live_of)
     yield from batch.take()
@@ -229,6 +233,34 @@ def _start_single(item: Located, source: Source, live_of: LiveOf) -> Started[Val
         return [done[number] for number in range(len(unit.entries))]
 
     return Started((work,), finish)
+
+
+def _start_piecewise(item: Located, source: Source) -> Started[Values]:
+    entry = item.unit.entries[0]
+    memory = memory_for(entry)
+    array = memory.array if isinstance(memory, Blank) else memory
+    work = read_piecewise(item, source, array.reshape(-1))
+    return Started((work,), lambda: [Value(entry, memory, checksum.extend(0, bytes_of(array)))])
+
+
+def read_piecewise(item: Located, source: Source, out: np.ndarray | None) -> Callable[[], None]:
+    """What makes a target piece by piece, and checks each tensor as its bytes pass.
+
+    Args:
+      item: for which `is_piecewise` is true.
+      source: the opened checkpoint.
+      out: takes the target's elements, without further axes; None to drop them.
+    """
+    unit, places = item.unit, item.places
+    assert places is not None and isinstance(source, DirectSource)
+    parts = Piecewise(unit, source, lambda values: transform(unit.entries[0], values, source, None))
+
+    def work() -> None:
+        crcs = parts.run(out)
+        for read, place in zip(unit.reads, places, strict=True):
+            require_checksum(source, read.name, place, crcs[read.name])
+
+    return work
 
 
 def _keeps(entry: PlanEntry) -> bool:

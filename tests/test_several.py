@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import tracemalloc
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -18,6 +20,7 @@ from bundle_fixtures import data_file, flip_bit
 from dist_restore.sources.several import MAX_NAME, join, require_names, split
 from dist_restore.sources.tf_checkpoint import TfCheckpoint
 from dist_restore.specs import CheckpointIndex, in_part
+from dist_restore.transforms import Mean
 from format_files import WRITERS, weights_of
 from format_files import build as build_net
 
@@ -389,3 +392,76 @@ def test_a_table_comes_from_the_checkpoint_that_holds_it(tmp_path: pathlib.Path)
     assert float(target.v.numpy()) == 2.0
     twice = {**paths, "other": paths["words"]}
     live.refuse(dr.AmbiguousMatchError, target, twice, "other:table, words:table")
+
+
+# ---- Averages --------------------------------------------------------------------------------------------
+
+
+def averaged(arrays: list[np.ndarray], weights: list[float]) -> np.ndarray:
+    """In float64, rounded once."""
+    total = sum(array.astype(np.float64) * weight for array, weight in zip(arrays, weights, strict=True))
+    return (total / sum(weights)).astype(arrays[0].dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("size", [5, 300_001])
+def test_an_average_of_checkpoints_is_that_of_their_weights(
+    dtype: str, size: int, tmp_path: pathlib.Path, mirrored2: tf.distribute.Strategy
+) -> None:
+    generator = np.random.default_rng(7)
+    values = [tf.cast(generator.normal(size=(size, 2)), dtype) for _ in range(3)]
+    paths = {
+        f"c{i}": tf.train.Checkpoint(v=tf.Variable(v)).write(os.fspath(tmp_path / str(i))) for i, v in enumerate(values)
+    }
+    with mirrored2.scope():
+        target = {"v": tf.Variable(tf.zeros((size, 2), dtype))}
+    rule = dr.Rule(from_=("c0:v", "c1:v", "c2:v"), to="v", ops=(Mean((1.0, 2.0, 5.0)),))
+    report = live.restore(target, paths, rules=[rule])
+    live.assert_holds(target["v"], averaged([v.numpy() for v in values], [1.0, 2.0, 5.0]))
+    assert report.verified
+
+
+def test_an_average_holds_a_piece_of_each_checkpoint_only(tmp_path: pathlib.Path) -> None:
+    """Twenty tensors of 4 MB, with 16 MB for what is in flight: they are never held together."""
+    count, size = 20, 1 << 20
+    arrays = [np.full(size, i, np.float32) for i in range(count)]
+    paths = {}
+    for number, array in enumerate(arrays):
+        paths[f"c{number}"] = tf.train.Checkpoint(v=tf.Variable(array)).write(os.fspath(tmp_path / str(number)))
+    target = {"v": tf.Variable(tf.zeros(size))}
+    rule = dr.Rule(from_=tuple(f"{name}:v" for name in paths), to="v", ops=(Mean(),))
+    restorer = dr.DistributedRestorer(target, rules=[rule], memory_budget=16 << 20, verify="checksum")
+    tracemalloc.start()
+    restorer.restore(paths)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 48 << 20  # all at once would be 80 MB, and the result and its temporaries besides
+    live.assert_holds(target["v"], np.full(size, 9.5, np.float32))
+
+
+def test_a_flipped_bit_in_one_of_the_averaged_is_found(tmp_path: pathlib.Path) -> None:
+    paths = {n: tf.train.Checkpoint(v=tf.Variable(tf.ones(700_000))).write(os.fspath(tmp_path / n)) for n in "ab"}
+    flip_bit(data_file(paths["b"]), 2_000_000)
+    rule = dr.Rule(from_=("a:v", "b:v"), to="v", ops=(Mean(),))
+    for verify in ("none", "replicas"):
+        target = {"v": tf.Variable(tf.zeros(700_000))}
+        live.refuse(dr.CheckpointCorruptError, target, paths, "checkpoint 'b'", rules=[rule], verify=verify)
+
+
+def test_counters_have_no_average(tmp_path: pathlib.Path) -> None:
+    counters = {"a": tf.train.Checkpoint(n=tf.Variable(1)), "b": tf.train.Checkpoint(n=tf.Variable(2))}
+    paths = {name: counter.write(os.fspath(tmp_path / name)) for name, counter in counters.items()}
+    rule = dr.Rule(from_=("a:n", "b:n"), to="n", ops=(Mean(),))
+    live.refuse(dr.DtypeMismatchError, {"n": tf.Variable(5)}, paths, "such have no mean", rules=[rule])
+
+
+def test_an_average_that_the_target_cannot_hold_is_found_before_anything_changes(tmp_path: pathlib.Path) -> None:
+    large = np.ones(600_000, np.float32)
+    large[-1] = 3e6
+    paths = {}
+    for name, array in (("a", large), ("b", np.ones_like(large))):
+        paths[name] = tf.train.Checkpoint(v=tf.Variable(array)).write(os.fspath(tmp_path / name))
+    target = {"v": tf.Variable(tf.zeros(600_000, tf.float16))}
+    rule = dr.Rule(from_=("a:v", "b:v"), to="v", ops=(Mean(),))
+    error = live.refuse(dr.DtypeMismatchError, target, paths, "'v' float16[600000] from 'a:v' + 'b:v'", rules=[rule])
+    assert "No variable had changed" not in str(error)

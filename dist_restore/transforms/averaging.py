@@ -58,6 +58,11 @@ class Mean(MergeOp):
         """See `Op`."""
         return kind_of(spec.dtype) not in _AVERAGED
 
+    @property
+    def pointwise(self) -> bool:
+        """See `Op`."""
+        return True
+
     def infer_all(self, specs: Specs) -> TensorSpec:
         """See `MergeOp`."""
         check_same(self.NAME, tuple(s.shape for s in specs), specs)

@@ -119,6 +119,11 @@ class Op(abc.ABC):
         return False
 
     @property
+    def pointwise(self) -> bool:
+        """Whether each element of a result is made of the elements at its own place in the inputs, and of no other."""
+        return self.ELEMENTWISE
+
+    @property
     def keeps(self) -> bool:
         """Whether the target's present value is needed."""
         return False
