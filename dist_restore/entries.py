@@ -99,6 +99,22 @@ class Unused(NamedTuple):
     reason: str
 
 
+class Use(NamedTuple):
+    """What became of one of several checkpoints.
+
+    Attributes:
+      name: in the mapping.
+      path: as it was resolved.
+      used: how many of its tensors fill targets.
+      unused: how many do not.
+    """
+
+    name: str
+    path: str
+    used: int
+    unused: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tally:
     """A count of targets: how many variables, how many elements, how many bytes."""

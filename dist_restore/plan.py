@@ -6,15 +6,16 @@ bytes and compared by digest. Knows the ops by name; knows neither files nor liv
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 
-from dist_restore.entries import Coverage, PlanEntry, Problem, Status, Unused, filled_bytes
+from dist_restore.entries import Coverage, PlanEntry, Problem, Status, Unused, Use, filled_bytes
 from dist_restore.errors import PlanMismatchError, RestoreError
 from dist_restore.specs import Group, TensorSpec
-from dist_restore.tables import TableRow, plan_table
+from dist_restore.tables import TableRow, escape_text, plan_table
 from dist_restore.transforms import describe, dump_op, parse_op
 
 # Raised when the meaning of a field changes; a reader refuses what it does not know.
@@ -48,6 +49,15 @@ class RestorePlan:
     def coverage(self) -> Coverage:
         """How much of the targets this plan fills."""
         return Coverage.of(self.entries)
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """How many tensors of each of several checkpoints are used; empty for a single one."""
+        if not self.checkpoints:
+            return ()
+        used = collections.Counter(n.partition(":")[0] for n in {n for e in self.entries for n in e.sources})
+        unused = collections.Counter(u.name.partition(":")[0] for u in self.unused)
+        return tuple(Use(name, path, used[name], unused[name]) for name, path in self.checkpoints)
 
     @property
     def problems(self) -> tuple[PlanEntry, ...]:
@@ -89,7 +99,9 @@ class RestorePlan:
 
     def summary(self) -> str:
         """The text table, one row per family of names, with block indexes collapsed."""
-        return plan_table(tuple(_row(e) for e in self.entries), self.unused)
+        table = plan_table(tuple(_row(e) for e in self.entries), self.unused)
+        lines = (f"from {u.name}: {u.used} of {u.used + u.unused} tensors of {escape_text(u.path)}" for u in self.uses)
+        return "\n\n".join(filter(None, (table, "\n".join(lines))))
 
     def _content(self) -> dict[str, object]:
         return {

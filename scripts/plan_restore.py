@@ -19,13 +19,15 @@ from tabulate import tabulate
 import dist_restore as dr
 from dist_restore.distribute.forecast import Rates, best, forecast, load_of
 from dist_restore.distribute.schedule import make_units
+from lm.paths import parse_paths
 from target_function import HELP as TARGET_HELP
 from target_function import TargetError, flags_parser, load_target
 
-_RESTORE_FROM = flags.DEFINE_string(
+_RESTORE_FROM = flags.DEFINE_multi_string(
     "restore_from",
     None,
-    "The checkpoint: a prefix such as /runs/v1/ckpt-40, or a directory, for its latest one.",
+    "The checkpoint: a prefix such as /runs/v1/ckpt-40, a file, or a directory, for its latest one. Several into one "
+    "model: --restore_from=encoder=/runs/enc --restore_from=decoder=/runs/dec; rules then say encoder:model/...",
     required=True,
 )
 _TARGET = flags.DEFINE_string(
@@ -96,7 +98,9 @@ def _make_plan() -> dr.RestorePlan:
     restorer = dr.DistributedRestorer(
         load_target(_TARGET.value), rules=_RULES.value, matching=_MATCHING.value, unmatched=_UNMATCHED.value
     )
-    plan = restorer.plan(_RESTORE_FROM.value)
+    paths = parse_paths(_RESTORE_FROM.value)
+    assert paths is not None  # the flag is required
+    plan = restorer.plan(paths)
     if _JSON.value:
         pathlib.Path(_JSON.value).write_text(plan.to_json())
     return plan

@@ -35,6 +35,7 @@ from lm import data, source
 from lm.clusters import CLUSTERS
 from lm.interrupt import StopRequest
 from lm.loss_log import LossLog
+from lm.paths import describe_paths, parse_paths
 from lm.saver import Saver
 from lm.sizes import Sizes
 from lm.state import State, build
@@ -99,11 +100,12 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", 0, "Save after every so many steps; 0: only at the end.", lower_bound=0
 )
 _KEEP = flags.DEFINE_integer("keep", 3, "How many checkpoints stay in --checkpoint_dir.", lower_bound=1)
-_RESTORE_FROM = flags.DEFINE_string(
+_RESTORE_FROM = flags.DEFINE_multi_string(
     "restore_from",
     None,
     "What to start from when --checkpoint_dir has no checkpoint yet: a checkpoint prefix such as /runs/v1/ckpt-40, or "
-    "a directory, for its latest checkpoint.",
+    "a directory, for its latest checkpoint. Several into one model, or their average: give it once for each, as in "
+    "--restore_from=a=/runs/v1/ckpt-40 --restore_from=b=/runs/v1/ckpt-50; rules then say a:model/...",
 )
 _RULES = flags.DEFINE_string(
     "rules", None, "TOML file that says how the names in --restore_from become this model's (see configs/rules)."
@@ -213,7 +215,7 @@ def _make_strategy() -> tf.distribute.Strategy:
 
 
 def _choose_source() -> str:
-    wish = source.Wish(_CHECKPOINT_DIR.value, _RESTORE_FROM.value, _RULES.value, _RESTORE.value)
+    wish = source.Wish(_CHECKPOINT_DIR.value, parse_paths(_RESTORE_FROM.value), _RULES.value, _RESTORE.value)
     return source.choose(wish).to_json()
 
 
@@ -222,7 +224,7 @@ def _restore(checkpoint: tf.train.Checkpoint, start: source.Source, workers: Wor
     if not start.path:
         say(f"training from scratch: {start.why}")
         return
-    say(f"restoring from {start.path} ({start.why})")
+    say(f"restoring from {describe_paths(start.path)} ({start.why})")
     # The chief plans for all: the others need neither see its rule file nor the path.
     rules, log_dir = (start.rules, _LOG_DIR.value) if workers.is_chief else (None, None)
     restorer = workers.together(

@@ -56,6 +56,21 @@ def test_a_complete_plan_is_0(version_1: str, tmp_path: pathlib.Path) -> None:
     assert plan.mapping()["model/blocks/1/attention/qkv/kernel"] == tuple(f"model/block_1/{x}/kernel" for x in "qkv")
 
 
+def test_several_checkpoints_are_planned_by_name(version_1: str, tmp_path: pathlib.Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(
+        '[[rule]]\nfrom = ["a:model/{rest}", "b:model/{rest}"]\nto = "model/{rest}"\nops = [{ mean = {} }]\n'
+        '[[rule]]\nfrom = "b:{rest}"\nto = "{rest}"\n'
+    )
+    flags = [f"--restore_from=a={version_1}", f"--restore_from=b={version_1}", f"--rules={rules}"]
+    done = run("plan_restore", *flags, "--target=lm.targets:version_1", f"--json={tmp_path / 'plan.json'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = dr.RestorePlan.from_json((tmp_path / "plan.json").read_text())
+    assert plan.checkpoints == (("a", version_1), ("b", version_1))
+    assert plan.mapping()["optimizer/iterations"] == ("b:optimizer/iterations",)
+    assert "from a: " in done.stdout and f"tensors of {version_1}" in done.stdout
+
+
 def test_a_plan_that_restore_would_refuse_is_1(version_1: str) -> None:
     done = run("plan_restore", f"--restore_from={version_1}", "--target=lm.targets:version_2", "--min_coverage=0")
     assert done.returncode == 1, done.stdout + done.stderr

@@ -17,12 +17,14 @@ import build
 import dist_restore as dr
 import live
 from bundle_fixtures import data_file, flip_bit
+from dist_restore.report import tensorboard
 from dist_restore.sources.several import MAX_NAME, join, require_names, split
 from dist_restore.sources.tf_checkpoint import TfCheckpoint
 from dist_restore.specs import CheckpointIndex, in_part
 from dist_restore.transforms import Mean
 from format_files import WRITERS, weights_of
 from format_files import build as build_net
+from lm.paths import describe_paths, parse_paths
 
 # ---- Decided from names alone ----------------------------------------------------------------------------
 
@@ -215,6 +217,16 @@ def test_the_order_of_the_mapping_does_not_matter() -> None:
         for names in [names.split()]
     ]
     assert plans[0] == plans[1]
+
+
+def test_the_report_says_how_much_of_each_is_used() -> None:
+    found = build.plan(several(a="model/x 2\nmodel/z 2", b="model/y 2"), "model/x 2")
+    assert [tuple(use) for use in found.uses] == [("a", "ckpt-1", 1, 1), ("b", "ckpt-1", 0, 1)]
+    assert "from a: 1 of 2 tensors of ckpt-1\nfrom b: 0 of 1 tensors of ckpt-1" in found.summary()
+    texts = dict(tensorboard.texts(dr.RestoreReport(plan=found)))
+    assert "| a" in texts["checkpoints"] and "a:model/x" in texts["mapping"] and "b:model/y" in texts["unused"]
+    single = dr.RestoreReport(plan=build.plan("model/x 2", "model/x 2"))
+    assert "checkpoints" not in dict(tensorboard.texts(single)) and "from a" not in single.summary()
 
 
 _WORD = st.text("abAB01_-", min_size=1, max_size=6)
@@ -465,3 +477,47 @@ def test_an_average_that_the_target_cannot_hold_is_found_before_anything_changes
     rule = dr.Rule(from_=("a:v", "b:v"), to="v", ops=(Mean(),))
     error = live.refuse(dr.DtypeMismatchError, target, paths, "'v' float16[600000] from 'a:v' + 'b:v'", rules=[rule])
     assert "No variable had changed" not in str(error)
+
+
+# ---- Rule files and flags --------------------------------------------------------------------------------
+
+EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "configs" / "examples"
+
+
+def test_the_example_of_two_halves(tmp_path: pathlib.Path, trainable: tf.distribute.Strategy) -> None:
+    paths, parts = halves(tmp_path)
+    target = whole(trainable)
+    live.restore(target, paths, rules=EXAMPLES / "encoder_decoder.toml")
+    for name, part in parts.items():
+        live.assert_all_hold(getattr(target.model, name).variables, live.values(part.model.variables))
+    velocity = parts["decoder"].optimizer, parts["decoder"].model.outer.kernel
+    stored = live.value(live.slot(velocity[0], "velocities", velocity[1]))
+    live.assert_holds(live.slot(target.optimizer, "velocities", target.model.decoder.outer.kernel), stored)
+
+
+def test_the_example_of_an_average(tmp_path: pathlib.Path, trainable: tf.distribute.Strategy) -> None:
+    saved = {name: half(seed) for seed, name in enumerate("abc")}
+    paths = {name: live.save(checkpoint, tmp_path / name) for name, checkpoint in saved.items()}
+    with trainable.scope():
+        target = half(8)
+    report = live.restore(target, paths, rules=EXAMPLES / "average_checkpoints.toml")
+    each = [live.values(checkpoint.model.variables) for checkpoint in saved.values()]
+    expected = [averaged(list(arrays), [1, 1, 2]) for arrays in zip(*each, strict=True)]
+    live.assert_all_hold(target.model.variables, expected)
+    live.assert_all_hold(live.moments(target.optimizer), live.values(live.moments(saved["c"].optimizer)))
+    live.assert_holds(target.optimizer.iterations, saved["c"].optimizer.iterations.numpy())
+    assert report.plan.unused and all(u.name.partition(":")[0] in saved for u in report.plan.unused)
+
+
+def test_one_path_of_a_flag_is_taken_as_it_is() -> None:
+    assert parse_paths(["lr=0.1,b=2/ckpt-1"]) == "lr=0.1,b=2/ckpt-1"
+    assert parse_paths([]) is None
+    several = parse_paths(["a=lr=0.1/ckpt-1", "b=/x,y"])
+    assert several == {"a": "lr=0.1/ckpt-1", "b": "/x,y"}
+    assert several is not None and describe_paths(several) == "a=lr=0.1/ckpt-1, b=/x,y"
+
+
+@pytest.mark.parametrize(("values", "text"), [(["a=x", "y"], "name=path"), (["a=x", "a=y"], "two checkpoints 'a'")])
+def test_several_paths_of_a_flag_have_names_of_their_own(values: list[str], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        parse_paths(values)

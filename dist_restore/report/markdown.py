@@ -35,6 +35,12 @@ def unused(plan: RestorePlan) -> str:
     return table
 
 
+def checkpoints(plan: RestorePlan) -> str:
+    """A table of several checkpoints, and how much of each is used; empty for a single one."""
+    rows = [(u.name, escape_text(u.path), str(u.used), str(u.unused)) for u in plan.uses]
+    return markdown_table(("checkpoint", "path", "tensors used", "unused"), rows) if rows else ""
+
+
 def coverage(found: Coverage) -> str:
     """A table of how much was filled: by group, by status within it, and in all."""
     rows = [row for group in found.groups for row in _group(found, group)]
@@ -45,6 +51,7 @@ def coverage(found: Coverage) -> str:
 def document(plan: RestorePlan) -> str:
     """Coverage, mapping and unused tensors, under headings."""
     sections = (
+        *((("Checkpoints", checkpoints(plan)),) if plan.checkpoints else ()),
         ("Coverage", coverage(plan.coverage)),
         ("Mapping", mapping(plan)),
         ("Unused", unused(plan)),

@@ -54,6 +54,8 @@ def texts(report: RestoreReport) -> Iterator[tuple[str, str]]:
     """`(tag, Markdown)` of all texts; the JSON only if it is small."""
     yield "summary", markdown.block(report.summary())
     yield "coverage_table", markdown.coverage(report.coverage)
+    if report.plan.checkpoints:
+        yield "checkpoints", markdown.checkpoints(report.plan)
     yield "mapping", markdown.mapping(report.plan)
     yield "unused", markdown.unused(report.plan)
     json = report.to_json()

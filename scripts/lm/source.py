@@ -8,18 +8,20 @@ import os
 
 import tensorflow as tf
 
+from lm.paths import Paths, describe_paths
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Where a run starts from.
 
     Attributes:
-      path: a checkpoint or a directory of such; empty: from scratch.
+      path: a checkpoint or a directory of such, or several by name; empty: from scratch.
       rules: rule file, if names change on the way.
       why: why this and nothing else.
     """
 
-    path: str
+    path: Paths
     rules: str | None
     why: str
 
@@ -38,7 +40,7 @@ class Wish:
     """What the flags say about it: --checkpoint_dir, --restore_from, --rules and --restore."""
 
     own: str | None
-    given: str | None
+    given: Paths | None
     rules: str | None
     mode: str | None
 
@@ -65,7 +67,7 @@ def choose(wish: Wish) -> Source:
         raise ValueError(
             f"--restore=required, but there is no --restore_from and no checkpoint in {own or 'no directory'}"
         )
-    return Source("", None, f"nothing at {given}" if given else "nothing to restore")
+    return Source("", None, f"nothing at {describe_paths(given)}" if given else "nothing to restore")
 
 
 def _refuse_to_mix(directory: str | None) -> None:
@@ -79,8 +81,13 @@ def _has_checkpoints(directory: str) -> bool:
     )
 
 
-def _is_anything(path: str) -> bool:
-    """Whether a checkpoint is meant to be there: a damaged one is an error, and no reason to start from scratch."""
+def _is_anything(path: Paths) -> bool:
+    """Whether a checkpoint is meant to be there: a damaged one is an error, and no reason to start from scratch.
+
+    One of several that is missing is an error too.
+    """
+    if not isinstance(path, str):
+        return any(map(_is_anything, path.values()))
     if tf.io.gfile.isdir(path):
         return bool(tf.io.gfile.listdir(path))
     return bool(tf.io.gfile.glob(path + "*"))
