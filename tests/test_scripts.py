@@ -88,6 +88,8 @@ def test_too_little_coverage_is_1(version_1: str) -> None:
     ("flags", "message"),
     [
         (["--restore_from={tmp}/nowhere"], "CheckpointNotFoundError"),
+        (["--restore_from=a={tmp}/nowhere", "--restore_from=b={tmp}/nowhere"], "checkpoint 'a': {tmp}/nowhere"),
+        (["--restore_from=a={tmp}/one", "--restore_from={tmp}/two"], "write name=path"),
         (["--rules={tmp}/bad.toml"], "RuleError"),
         (["--rules={tmp}/nowhere.toml"], "nowhere.toml"),
         (["--target=lm.targets"], "module:function"),
@@ -100,9 +102,11 @@ def test_too_little_coverage_is_1(version_1: str) -> None:
 def test_what_cannot_be_planned_is_2(version_1: str, tmp_path: pathlib.Path, flags: list[str], message: str) -> None:
     (tmp_path / "bad.toml").write_text('[[rule]]\nfrom = "model/no_such_layer/kernel"\nto = "model/head/kernel"\n')
     given = [flag.format(tmp=tmp_path) for flag in flags]
-    done = run("plan_restore", f"--restore_from={version_1}", "--target=lm.targets:version_1", *given)
+    if not given[0].startswith("--restore_from"):
+        given.append(f"--restore_from={version_1}")
+    done = run("plan_restore", "--target=lm.targets:version_1", *given)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr and "Traceback" not in done.stderr
+    assert message.format(tmp=tmp_path) in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_target_may_be_a_module_of_the_present_directory(version_1: str, tmp_path: pathlib.Path) -> None:
