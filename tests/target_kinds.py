@@ -153,4 +153,5 @@ KINDS: Mapping[str, Callable[[], Target]] = {
     "module": module,
     "mapping": mapping,
     "sonnet": sonnet,
+    "tf_keras": two,
 }
