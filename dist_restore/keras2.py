@@ -13,6 +13,7 @@ from typing import Protocol, TypeGuard
 
 import tensorflow as tf
 
+from dist_restore.sharded import parts_of
 from dist_restore.slot_roles import role_of_edge
 
 # Hyperparameters of legacy optimizers that are state all the same: what is scheduled by hand must come back.
@@ -135,12 +136,13 @@ def _listed_slots(
     optimizer: _Listed, variables: Iterable[tf.Variable]
 ) -> Iterator[tuple[str, tf.Variable, tf.Variable]]:
     places: Mapping[str, int] = getattr(optimizer, "_index_dict", {})  # there is none before it is built
-    keys = ((optimizer._var_key(v), v) for v in variables)
+    keys = ((optimizer._var_key(part), v) for v in variables for part in parts_of(v) or (v,))
     owners = {places[key]: v for key, v in keys if key in places}
-    state = {id(v) for v in optimizer._variables}
+    # Its lists hold the parts of a slot in parts, and `_variables` the whole.
+    state = {id(part): v for v in optimizer._variables for part in parts_of(v) or (v,)}
     # By attributes and not as TensorFlow tracks them: that is remembered from the first look, before lists were there.
     for attribute, members in vars(optimizer).items():
         if attribute != "_variables" and isinstance(members, list):
-            for place, slot in enumerate(members):
-                if id(slot) in state and place in owners:
-                    yield role_of_edge(attribute), owners[place], slot
+            slots = ((owners[i], state[id(m)]) for i, m in enumerate(members) if id(m) in state and i in owners)
+            found = {id(slot): (owner, slot) for owner, slot in slots}
+            yield from ((role_of_edge(attribute), owner, slot) for owner, slot in found.values())

@@ -29,11 +29,25 @@ _LEGACY = frozenset({"iter", "learning_rate", "decay"})
 
 
 class State(NamedTuple):
-    """One variable of an optimizer: its place in a list, its node and its full name."""
+    """One variable of an optimizer: its place in a list, its node, its full name, and the shape of one in parts."""
 
     position: int
     node: int
     full_name: str
+    parts_of: tuple[int, ...] | None = None
+
+
+class Owners(NamedTuple):
+    """What an optimizer might train.
+
+    Attributes:
+      names: full name -> node, of all variables that have a name of their own.
+      sharded: shape -> node, of the variables that are stored in parts, where only one has the shape: slots of these
+        are all called `ShardedVariable`.
+    """
+
+    names: Mapping[str, int]
+    sharded: Mapping[tuple[int, ...], int]
 
 
 class Reading(NamedTuple):
@@ -59,6 +73,8 @@ class _List(NamedTuple):
 
 
 _NOTHING = Reading("", "", ())
+# What tf_keras 2.21 calls every slot of a variable in parts.
+_SHARDED = "ShardedVariable"
 
 
 def is_legacy(edges: Iterable[str]) -> bool:
@@ -66,14 +82,14 @@ def is_legacy(edges: Iterable[str]) -> bool:
     return set(edges) >= _LEGACY
 
 
-def read_slots(lists: Mapping[str, Sequence[State]], state: Sequence[State], owners: Mapping[str, int]) -> Reading:
+def read_slots(lists: Mapping[str, Sequence[State]], state: Sequence[State], owners: Owners) -> Reading:
     """Reads the slots of one optimizer.
 
     Args:
       lists: attribute name -> its variables, for the lists that hold state (`_momentums`).
       state: all variables of the optimizer, for one whose lists were not saved: tf_keras remembers what an optimizer
         consists of when it is first asked, which may be before it is built.
-      owners: full name -> node, of all variables that might be trained and have a name of their own.
+      owners: all variables that might be trained.
 
     Returns:
       Nothing, where the names have several readings or contradict each other.
@@ -113,8 +129,20 @@ def _by_words(state: Sequence[State]) -> Iterable[tuple[str, Sequence[State]]]:
         yield role_of_slot(word, family_of(label)), [m._replace(position=i) for i, m in enumerate(members)]
 
 
-def _read_list(role: str, members: Sequence[State], owners: Mapping[str, int]) -> _List | None:
-    """The one reading of a list's names: a common prefix, and behind it each time an owner."""
+def _read_list(role: str, members: Sequence[State], owners: Owners) -> _List | None:
+    """The one reading of a list: of what has names by these, and of what is in parts by its shape."""
+    named = [m for m in members if m.full_name != _SHARDED]
+    read = _read_names(role, named, owners.names) if named else _List(role, "", ())
+    parts = [(m, owners.sharded.get(m.parts_of or ())) for m in members if m.full_name == _SHARDED]
+    found = tuple((m.position, owner, m.node) for m, owner in parts if owner is not None)
+    if read is None or len(found) < len(parts):
+        return None
+    whole = (*read.members, *found)
+    return read._replace(members=whole) if len({owner for _, owner, _ in whole}) == len(whole) else None
+
+
+def _read_names(role: str, members: Sequence[State], owners: Mapping[str, int]) -> _List | None:
+    """The one reading of names: a common prefix, and behind it each time an owner."""
     first = members[0].full_name.split("/")
     prefixes = [first[:size] for size in range(1, len(first)) if _all_owned("/".join(first[:size]), members, owners)]
     if len(prefixes) > 1:
@@ -123,7 +151,7 @@ def _read_list(role: str, members: Sequence[State], owners: Mapping[str, int]) -
         return None
     start = len("/".join(prefixes[0])) + 1
     read = tuple((m.position, owners[m.full_name[start:]], m.node) for m in members)
-    return _List(role, _label(prefixes[0]), read) if len({owner for _, owner, _ in read}) == len(read) else None
+    return _List(role, _label(prefixes[0]), read)
 
 
 def _all_owned(prefix: str, members: Iterable[State], owners: Mapping[str, int]) -> bool:

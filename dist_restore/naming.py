@@ -16,7 +16,7 @@ import heapq
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dist_restore import keras2_slots
 from dist_restore.errors import CheckpointCorruptError
@@ -58,10 +58,17 @@ MAX_PATHS = 6
 
 
 class Leaf(NamedTuple):
-    """A variable at a node: the key under which it is stored, and the name that it gave itself."""
+    """A variable at a node.
+
+    Attributes:
+      key: under which it is stored.
+      full_name: the name that it gave itself.
+      parts_of: its shape, where it is stored in parts (`ShardedVariable`).
+    """
 
     key: str
     full_name: str
+    parts_of: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -448,18 +455,30 @@ def _read_slots(nodes: Sequence[Node], index: int, edges: Mapping[str, int]) -> 
 
 def _states(nodes: Sequence[Node], container: int) -> list[keras2_slots.State]:
     members = ((name, child, nodes[child].leaf) for name, child in nodes[container].edges)
-    return [keras2_slots.State(int(n), child, leaf.full_name) for n, child, leaf in members if n.isdecimal() and leaf]
+    found = ((int(n), child, leaf) for n, child, leaf in members if n.isdecimal() and leaf)
+    return [keras2_slots.State(place, child, leaf.full_name, leaf.parts_of) for place, child, leaf in found]
 
 
-def _owners(nodes: Sequence[Node]) -> dict[str, int]:
-    """Full name -> the one variable of this name that is no state of an optimizer of Keras 2."""
+def _owners(nodes: Sequence[Node]) -> keras2_slots.Owners:
+    """The variables that are no state of an optimizer of Keras 2: by full names and, those in parts, by shapes."""
     state = {child for node in nodes for child in _state_of_keras_2(nodes, node)}
-    slots = {slot for node in nodes for _, _, slot in node.slots}
+    state |= {slot for node in nodes for _, _, slot in node.slots}
     names: dict[str, list[int]] = collections.defaultdict(list)
+    shapes: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
     for index, node in enumerate(nodes):
-        if node.leaf is not None and index not in state and index not in slots:
+        if node.leaf is not None and index not in state:
             names[node.leaf.full_name].append(index)
-    return {name: indexes[0] for name, indexes in names.items() if len(indexes) == 1}
+            if node.leaf.parts_of is not None:
+                shapes[node.leaf.parts_of].append(index)
+    return keras2_slots.Owners(_single(names), _single(shapes))
+
+
+_Key = TypeVar("_Key")
+
+
+def _single(groups: Mapping[_Key, Sequence[int]]) -> dict[_Key, int]:
+    """The groups of one."""
+    return {key: indexes[0] for key, indexes in groups.items() if len(indexes) == 1}
 
 
 def _state_of_keras_2(nodes: Sequence[Node], node: Node) -> Iterator[int]:
@@ -509,6 +528,8 @@ def _slotted_optimizer(nodes: Sequence[Node], index: int) -> _OptimizerNode:
     # Keras 2 calls a slot `Adam/dense/kernel/m`, TF1 `dense/kernel/Adam` and `dense/kernel/Adam_1`.
     names = [leaf.full_name.split("/") for leaf in leaves if leaf is not None]
     families = {family_of(parts[0]) or family_of(parts[-1]) for parts in names}
+    if len(families) > 1:
+        families.discard("")  # slots of a variable in parts have the variable's name
     family = nodes[index].family or (families.pop() if len(families) == 1 else "")
     labels = {parts[0] for parts in names}
     label = labels.pop() if len(labels) == 1 and family_of(names[0][0]) else _own_label(nodes, index) or family

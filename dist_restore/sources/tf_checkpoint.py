@@ -212,8 +212,21 @@ def _read_graph(prefix: str, bundle: Bundle) -> tuple[tuple[NamedLeaf, ...], tup
         ) from error
     others = _Others(bundle.entries)
     nodes = [_node(proto, others) for proto in graph.nodes] or [Node()]
-    leaves, optimizers = name_graph(nodes)
+    leaves, optimizers = name_graph(_with_parts(nodes, bundle))
     return leaves, optimizers, others
+
+
+def _with_parts(nodes: list[Node], bundle: Bundle) -> list[Node]:
+    """Says of which variables the file holds parts."""
+    shapes = {key: entry.spec.shape for key, entry in bundle.entries.items() if entry.slices}
+    if not shapes:
+        return nodes
+    return [
+        node._replace(leaf=node.leaf._replace(parts_of=shapes[node.leaf.key]))
+        if node.leaf is not None and node.leaf.key in shapes
+        else node
+        for node in nodes
+    ]
 
 
 def _node(proto: trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject, others: _Others) -> Node:
