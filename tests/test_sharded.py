@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from tensorflow.python.distribute.sharded_variable import ShardedVariable
 
 import dist_restore as dr
@@ -136,6 +137,95 @@ def test_tensorflow_itself_cannot_grow_a_table(tmp_path: pathlib.Path) -> None:
     path = saved(sharded(table(10), (4, 3, 3)), tmp_path)
     with pytest.raises(Exception, match="shape_and_slice"):
         module(sharded(table(11), (6, 5))).restore(path)
+
+
+# ---- Slots -----------------------------------------------------------------------------------------------
+
+STYLES = ["legacy", "new"]
+
+
+def trained(style: str, tables: dict[str, ShardedVariable], steps: int, kernel: bool = True) -> tf.train.Checkpoint:
+    """A module of tables in parts and of a plain kernel, and tf_keras's Adam after some steps."""
+    root = tf.Module()
+    for name, variable in tables.items():
+        setattr(root, name, variable)
+    variables = [part for variable in tables.values() for part in variable.variables]
+    if kernel:
+        root.kernel = tf.Variable(tf.ones((2, 2)), name="kernel")
+        variables.append(root.kernel)
+    adam = (tf_keras.optimizers.legacy if style == "legacy" else tf_keras.optimizers).Adam(0.5)
+    if style == "new":
+        adam.build(variables)
+    for step in range(steps):
+        gradients = [table(v.shape[0], start=100.0 * i + step, width=v.shape[1]) for i, v in enumerate(variables)]
+        adam.apply_gradients(zip([tf.constant(g) for g in gradients], variables, strict=True))
+    return tf.train.Checkpoint(model=root, optimizer=adam)
+
+
+def slot(root: tf.train.Checkpoint, variable: ShardedVariable, name: str) -> np.ndarray:
+    adam = root.optimizer
+    if hasattr(adam, "get_slot"):
+        return np.concatenate([adam.get_slot(part, name).numpy() for part in variable.variables])
+    rows = {"m": adam._momentums, "v": adam._velocities}[name]
+    return np.concatenate([rows[adam._index_dict[adam._var_key(part)]].numpy() for part in variable.variables])
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_slots_follow_their_table_into_other_parts(style: str, tmp_path: pathlib.Path) -> None:
+    old = {"table": sharded(table(10), (4, 3, 3)), "wide": sharded(table(6, width=5), (3, 3), "wide")}
+    source = trained(style, old, steps=2)
+    path = source.save(str(tmp_path / "ckpt"))
+    new = {"table": sharded(table(10, 500), (5, 5)), "wide": sharded(table(7, 500, width=5), (4, 3), "wide")}
+    target = trained(style, new, steps=1)
+    report = restore(target, path, rules=[dr.Rule("model/wide", "model/wide", (Fit(Fill.ZEROS),))])
+    for name, rows in (("table", 10), ("wide", 6)):
+        for role in "mv":
+            expected = slot(source, old[name], role)
+            assert len(np.unique(expected)) == expected.size
+            np.testing.assert_array_equal(slot(target, new[name], role)[:rows], expected)
+    assert not slot(target, new["wide"], "m")[6:].any()
+    assert report.plan.mapping()["optimizer/momentum/model/table"]
+    assert int(target.optimizer.iterations) == 2
+
+
+def test_new_style_slots_of_tables_of_one_shape_are_refused_and_legacy_ones_have_owners(
+    tmp_path: pathlib.Path,
+) -> None:
+    def tables(start: float) -> dict[str, ShardedVariable]:
+        return {name: sharded(table(4, start + i), (2, 2), name) for i, name in enumerate("ab")}
+
+    for style in STYLES:
+        (tmp_path / style).mkdir()
+        old = tables(1)
+        source = trained(style, old, steps=2)
+        path = source.save(str(tmp_path / style / "ckpt"))
+        new = tables(50)
+        target = trained(style, new, steps=1)
+        if style == "new":
+            with pytest.raises(dr.UnmatchedError, match="optimizer/momentum/model/a"):
+                restore(target, path)
+            continue
+        restore(target, path)
+        for name in "ab":
+            np.testing.assert_array_equal(slot(target, new[name], "v"), slot(source, old[name], "v"))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_slots_of_a_plain_table_become_those_of_one_in_parts(style: str, tmp_path: pathlib.Path) -> None:
+    old = tf.Variable(table(10), name="table")
+    root = tf.Module()
+    root.table = old
+    adam = (tf_keras.optimizers.legacy if style == "legacy" else tf_keras.optimizers).Adam(0.5)
+    adam.apply_gradients([(tf.constant(table(10, 7)), old)])
+    path = tf.train.Checkpoint(model=root, optimizer=adam).save(str(tmp_path / "ckpt"))
+    new = sharded(table(10, 500), (6, 4))
+    target = trained(style, {"table": new}, steps=1, kernel=False)
+    restore(target, path)
+    expected = adam.get_slot(old, "m") if style == "legacy" else adam._momentums[0]
+    np.testing.assert_array_equal(slot(target, new, "m"), expected.numpy())
+
+
+# ---- What is not changed ---------------------------------------------------------------------------------
 
 
 def test_a_part_of_a_table_is_read_as_it_is_stored(tmp_path: pathlib.Path) -> None:
