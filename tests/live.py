@@ -29,8 +29,10 @@ def raw(variable: object) -> tf.Variable:
 
 
 def replicas(variable: object) -> list[np.ndarray]:
-    """What each replica holds, as it is stored there."""
+    """What each replica holds, as it is stored there; of a variable in parts, the parts together."""
     variable = raw(variable)
+    if type(variable).__name__ == "ShardedVariable":
+        return [np.concatenate([part.numpy() for part in variable.variables])]
     return [np.asarray(part.numpy()) for part in getattr(variable, "values", (variable,))]
 
 

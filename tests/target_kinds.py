@@ -13,6 +13,7 @@ import keras
 import sonnet as snt
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.distribute.sharded_variable import ShardedVariable
 
 from format_files import build
 
@@ -81,6 +82,20 @@ def subclassed() -> Target:
 
 
 def module() -> Target:
+    return _module(lambda shape: tf.Variable(tf.zeros(shape)))
+
+
+def sharded() -> Target:
+    """A module whose matrices are in two parts, as under a partitioner."""
+    return _module(lambda shape: _in_parts(shape) if len(shape) > 1 else tf.Variable(tf.zeros(shape)))
+
+
+def _in_parts(shape: tuple[int, ...]) -> ShardedVariable:
+    parts = [(shape[0] // 2 + shape[0] % 2, *shape[1:]), (shape[0] // 2, *shape[1:])]
+    return ShardedVariable([tf.Variable(tf.zeros(part)) for part in parts])
+
+
+def _module(make: Callable[[tuple[int, ...]], object]) -> Target:
     root = tf.Module()
     for name, shape in SHAPES.items():
         *parts, last = name.split("/")
@@ -89,7 +104,7 @@ def module() -> Target:
             if not hasattr(node, part):
                 setattr(node, part, tf.Module())
             node = getattr(node, part)
-        setattr(node, last, tf.Variable(tf.zeros(shape)))
+        setattr(node, last, make(shape))
     return Target(tf.train.Checkpoint(model=root), {name: _attribute(root, name) for name in SHAPES})
 
 
@@ -147,11 +162,16 @@ def _attribute(root: object, path: str) -> object:
     return root
 
 
+# Replicas have no parts: a partitioner is what ParameterServerStrategy takes (see `test_parameter_servers.py`).
+STRATEGIES = ("default", "mirrored2", "tpu")
+WITHOUT_REPLICAS = ("sharded",)
 KINDS: Mapping[str, Callable[[], Target]] = {
     "functional": functional,
     "subclassed": subclassed,
     "module": module,
     "mapping": mapping,
+    "sharded": sharded,
     "sonnet": sonnet,
     "tf_keras": two,
 }
+PAIRS = tuple((k, s) for k in sorted(KINDS) for s in STRATEGIES if s == "default" or k not in WITHOUT_REPLICAS)

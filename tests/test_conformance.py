@@ -9,14 +9,13 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import dist_restore as dr
 from conftest import make_strategy
 from dist_restore.transforms import Reshape
 from format_files import RULES, WRITERS, build, weights_of
-from live import assert_holds, refuse, restore, scramble
-from target_kinds import KINDS, Target
+from live import assert_holds, refuse, restore, scramble, value
+from target_kinds import KINDS, PAIRS, Target
 
 Names = Mapping[str, str]
 
@@ -37,15 +36,11 @@ def path(request: pytest.FixtureRequest, files: dict[str, pathlib.Path]) -> path
     return files[request.param]
 
 
-@pytest.fixture(params=["default", "mirrored2", "tpu"])
-def strategy(request: pytest.FixtureRequest) -> tf.distribute.Strategy:
-    return make_strategy(request.param)
-
-
-@pytest.fixture(params=sorted(KINDS))
-def target(request: pytest.FixtureRequest, strategy: tf.distribute.Strategy) -> Target:
-    with strategy.scope():
-        found = KINDS[request.param]()
+@pytest.fixture(params=PAIRS, ids="-".join)
+def target(request: pytest.FixtureRequest) -> Target:
+    kind, strategy = request.param
+    with make_strategy(strategy).scope():
+        found = KINDS[kind]()
     scramble(found.root, seed=1)
     return found
 
@@ -97,7 +92,7 @@ def test_every_format_fills_every_kind_of_target_on_every_replica(
 def test_a_plan_changes_nothing_and_is_carried_out_from_its_json(
     path: pathlib.Path, target: Target, weights: dict[str, np.ndarray]
 ) -> None:
-    before = {name: np.asarray(v) for name, v in target.variables.items()}
+    before = {name: value(v) for name, v in target.variables.items()}
     restorer = dr.DistributedRestorer(target.root, rules=rules_for(target, path, weights))
     text = restorer.plan(path).to_json()
     for name, variable in target.variables.items():
