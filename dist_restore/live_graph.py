@@ -17,7 +17,8 @@ import tensorflow as tf
 
 from dist_restore import keras2
 from dist_restore.errors import UnbuiltModelError
-from dist_restore.naming import POSITIONAL_CONTAINERS, LayerName, Leaf, Node
+from dist_restore.graph import LayerName, Leaf, Node
+from dist_restore.naming import POSITIONAL_CONTAINERS
 from dist_restore.objects import is_stateful
 from dist_restore.sharded import is_sharded, parts_of
 from dist_restore.specs import Group, snake_case

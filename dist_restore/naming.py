@@ -9,18 +9,17 @@ by one piece of code and equal programs get equal names.
 from __future__ import annotations
 
 import collections
-import dataclasses
-import functools
 import hashlib
 import heapq
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from dist_restore import keras2_slots
 from dist_restore.errors import CheckpointCorruptError
-from dist_restore.slot_roles import family_of, role_of_edge, role_of_slot
+from dist_restore.graph import LayerName, Leaf, Node
+from dist_restore.graph_optimizers import OptimizerNode, find_optimizers, state_of_keras_2
 from dist_restore.specs import Alias, AliasKind, OptimizerInfo, Slot
 
 # Keras' own containers: an index inside one of them was chosen by nobody. (Keras 3.0 - 3.15, tf_keras 2.16 - 2.21;
@@ -55,46 +54,6 @@ MAX_DEPTH = 100
 MAX_ASKED = 1000
 # Paths kept per node. Tied weights have two or three; each costs memory for every node.
 MAX_PATHS = 6
-
-
-class Leaf(NamedTuple):
-    """A variable at a node.
-
-    Attributes:
-      key: under which it is stored.
-      full_name: the name that it gave itself.
-      parts_of: its shape, where it is stored in parts (`ShardedVariable`).
-    """
-
-    key: str
-    full_name: str
-    parts_of: tuple[int, ...] | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LayerName:
-    """A layer's own name; `counted` when Keras made it up from the class and a counter."""
-
-    name: str
-    counted: bool
-
-
-class Node(NamedTuple):
-    """One object.
-
-    Attributes:
-      edges: (name, index of the child) pairs.
-      leaf: set when the object is a variable.
-      layer: the layer's own name, where it is known (live objects only).
-      family: lower-case class name of an optimizer, where it is known (live objects only).
-      slots: (index of the owner, slot name, index of the slot) of optimizers that say so themselves.
-    """
-
-    edges: tuple[tuple[str, int], ...] = ()
-    leaf: Leaf | None = None
-    layer: LayerName | None = None
-    family: str = ""
-    slots: tuple[tuple[int, str, int], ...] = ()
 
 
 class NamedLeaf(NamedTuple):
@@ -138,15 +97,6 @@ class _Path(NamedTuple):
         return len(self.visited) - 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _OptimizerNode:
-    node: int
-    label: str
-    family: str
-    slots: tuple[tuple[str, int, int], ...]  # role, owner, slot
-    unclear: tuple[tuple[tuple[int, ...], int], ...] = ()  # owners of which one is meant, slot
-
-
 def name_graph(nodes: Sequence[Node]) -> tuple[tuple[NamedLeaf, ...], tuple[OptimizerInfo, ...]]:
     """Names every variable of an object graph whose root is node 0.
 
@@ -162,7 +112,7 @@ def name_graph(nodes: Sequence[Node]) -> tuple[tuple[NamedLeaf, ...], tuple[Opti
     _check_edges(nodes)
     nodes = _with_one_name_for_steps(nodes)
     paths = _best_paths(nodes)
-    optimizers = tuple(_find_optimizers(nodes))
+    optimizers = tuple(find_optimizers(nodes))
     _add_slots_without_edges(optimizers, paths)
     flat = _flat_names(nodes, optimizers)
     leaves = {
@@ -371,126 +321,9 @@ def _leaves_below(nodes: Sequence[Node], index: int) -> Iterator[tuple[Leaf, int
                 stack.append((child, depth + 1))
 
 
-def _find_optimizers(nodes: Sequence[Node]) -> Iterator[_OptimizerNode]:
-    lists = _Lists(nodes)
-    for index, node in enumerate(nodes):
-        edges = dict(node.edges) if node.edges else {}
-        if node.slots:
-            yield _slotted_optimizer(nodes, index)
-        elif "_variables" in edges and "_trainable_variables" in edges:
-            yield _keras_optimizer(nodes, index, edges)
-        elif edges.keys() >= keras2_slots.NEW_STYLE:
-            label, family, slots = _read_slots(nodes, index, edges)
-            if slots:
-                yield _OptimizerNode(index, label, family, slots)
-        elif edges and (found := lists.optimizer(index)) is not None:
-            yield found
-
-
-class _Lists:
-    """Finds optimizers that keep a list of slots for each role, and whose slots' names end in their owners': Sonnet's.
-
-    Of what such an optimizer trains there is no list beside them, and the order in one is that of a call.
-    """
-
-    def __init__(self, nodes: Sequence[Node]) -> None:
-        self._nodes = nodes
-
-    @functools.cached_property
-    def _owners(self) -> Mapping[str, Sequence[int]]:
-        found: dict[str, list[int]] = collections.defaultdict(list)
-        for index, node in enumerate(self._nodes):
-            if node.leaf is not None:
-                found[node.leaf.full_name].append(index)
-        return found
-
-    def optimizer(self, index: int) -> _OptimizerNode | None:
-        """The optimizer at a node, if it is one."""
-        lists = [(edge, self._nodes[c].edges) for edge, c in self._nodes[index].edges if self._is_list(c)]
-        scopes = [(edge, items, scope) for edge, items in lists if (scope := self._scope(items))]
-        labels = {scope.split("/")[-2] for _, _, scope in scopes}
-        if len(labels) != 1:
-            return None
-        label = labels.pop()
-        family = self._nodes[index].family or family_of(label)
-        slots, unclear = [], []
-        for edge, items, scope in scopes:
-            for _, slot in items:
-                owners = self._owners[self._name(slot)[len(scope) + 1 :]]
-                if len(owners) == 1:
-                    slots.append((role_of_slot(edge, family), owners[0], slot))
-                else:
-                    unclear.append((tuple(owners), slot))
-        return _OptimizerNode(index, label, family, tuple(slots), tuple(unclear))
-
-    def _is_list(self, index: int) -> bool:
-        edges = self._nodes[index].edges
-        return bool(edges) and edges[0][0] == "0" and self._nodes[edges[0][1]].leaf is not None
-
-    def _scope(self, items: Sequence[tuple[str, int]]) -> str:
-        """What all names in a list begin with, and after which an owner's name follows; `adam/m`, or empty."""
-        parts = self._name(items[0][1]).split("/")
-        for count in range(2, len(parts)):
-            scope = "/".join(parts[:count])
-            names = [self._name(child) for _, child in items]
-            if all(name.startswith(f"{scope}/") and name[len(scope) + 1 :] in self._owners for name in names):
-                return scope
-        return ""
-
-    def _name(self, index: int) -> str:
-        leaf = self._nodes[index].leaf
-        return leaf.full_name if leaf is not None else ""
-
-
-def _read_slots(nodes: Sequence[Node], index: int, edges: Mapping[str, int]) -> keras2_slots.Reading:
-    state = _states(nodes, edges["_variables"])
-    own = {item.node for item in state}
-    lists = {
-        edge: [item for item in _states(nodes, container) if item.node in own]
-        for edge, container in nodes[index].edges
-        if edge != "_variables"
-    }
-    return keras2_slots.read_slots({e: m for e, m in lists.items() if m}, state, _owners(nodes))
-
-
-def _states(nodes: Sequence[Node], container: int) -> list[keras2_slots.State]:
-    members = ((name, child, nodes[child].leaf) for name, child in nodes[container].edges)
-    found = ((int(n), child, leaf) for n, child, leaf in members if n.isdecimal() and leaf)
-    return [keras2_slots.State(place, child, leaf.full_name, leaf.parts_of) for place, child, leaf in found]
-
-
-def _owners(nodes: Sequence[Node]) -> keras2_slots.Owners:
-    """The variables that are no state of an optimizer of Keras 2: by full names and, those in parts, by shapes."""
-    state = {child for node in nodes for child in _state_of_keras_2(nodes, node)}
-    state |= {slot for node in nodes for _, _, slot in node.slots}
-    names: dict[str, list[int]] = collections.defaultdict(list)
-    shapes: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
-    for index, node in enumerate(nodes):
-        if node.leaf is not None and index not in state:
-            names[node.leaf.full_name].append(index)
-            if node.leaf.parts_of is not None:
-                shapes[node.leaf.parts_of].append(index)
-    return keras2_slots.Owners(_single(names), _single(shapes))
-
-
-_Key = TypeVar("_Key")
-
-
-def _single(groups: Mapping[_Key, Sequence[int]]) -> dict[_Key, int]:
-    """The groups of one."""
-    return {key: indexes[0] for key, indexes in groups.items() if len(indexes) == 1}
-
-
-def _state_of_keras_2(nodes: Sequence[Node], node: Node) -> Iterator[int]:
-    edges = dict(node.edges) if len(node.edges) > 1 else {}
-    if edges.keys() >= keras2_slots.NEW_STYLE and "_trainable_variables" not in edges:
-        own = {child for _, child in node.edges}
-        yield from (child for name, child in nodes[edges["_variables"]].edges if child not in own)
-
-
 def _unread_state(nodes: Sequence[Node], slots: Mapping[int, Slot]) -> list[int]:
     """State of which nobody knows what it is: it has numbers, and these say nothing across programs."""
-    return [i for node in nodes for i in _state_of_keras_2(nodes, node) if i not in slots]
+    return [i for node in nodes for i in state_of_keras_2(nodes, node) if i not in slots]
 
 
 def _numbered(leaf: NamedLeaf) -> NamedLeaf:
@@ -498,7 +331,7 @@ def _numbered(leaf: NamedLeaf) -> NamedLeaf:
     return leaf._replace(kind=AliasKind.POSITIONAL, aliases=aliases)
 
 
-def _add_slots_without_edges(optimizers: Iterable[_OptimizerNode], paths: dict[int, list[_Path]]) -> None:
+def _add_slots_without_edges(optimizers: Iterable[OptimizerNode], paths: dict[int, list[_Path]]) -> None:
     """Slots of a legacy optimizer hang on no edge: they are named after their owners alone."""
     for optimizer in optimizers:
         for role, owner, slot in optimizer.slots:
@@ -507,49 +340,7 @@ def _add_slots_without_edges(optimizers: Iterable[_OptimizerNode], paths: dict[i
                 paths[slot] = [paths[owner][0]._replace(text=text, raw=text, kind=AliasKind.SEMANTIC)]
 
 
-def _keras_optimizer(nodes: Sequence[Node], index: int, edges: Mapping[str, int]) -> _OptimizerNode:
-    # Keras 3 keeps one list per role, each beside _trainable_variables: equal index, equal owner.
-    owners = dict(nodes[edges["_trainable_variables"]].edges)
-    state = {child for _, child in nodes[edges["_variables"]].edges}
-    label = _label(nodes, edges.get("_iterations"))
-    family = nodes[index].family or family_of(label)
-    slots = [
-        (role_of_edge(edge), owners[position], child)
-        for edge, container in nodes[index].edges
-        if edge not in ("_variables", "_trainable_variables")
-        for position, child in nodes[container].edges
-        if child in state and position in owners
-    ]
-    return _OptimizerNode(index, label, family, tuple(slots))
-
-
-def _slotted_optimizer(nodes: Sequence[Node], index: int) -> _OptimizerNode:
-    leaves = [nodes[slot].leaf for _, _, slot in nodes[index].slots]
-    # Keras 2 calls a slot `Adam/dense/kernel/m`, TF1 `dense/kernel/Adam` and `dense/kernel/Adam_1`.
-    names = [leaf.full_name.split("/") for leaf in leaves if leaf is not None]
-    families = {family_of(parts[0]) or family_of(parts[-1]) for parts in names}
-    if len(families) > 1:
-        families.discard("")  # slots of a variable in parts have the variable's name
-    family = nodes[index].family or (families.pop() if len(families) == 1 else "")
-    labels = {parts[0] for parts in names}
-    label = labels.pop() if len(labels) == 1 and family_of(names[0][0]) else _own_label(nodes, index) or family
-    slots = tuple((role_of_slot(name, family), owner, slot) for owner, name, slot in nodes[index].slots)
-    return _OptimizerNode(index, label, family, slots)
-
-
-def _own_label(nodes: Sequence[Node], index: int) -> str:
-    """The name that an optimizer of Keras 2 was given, where its slots' names hold it."""
-    pairs = [(nodes[slot].leaf, nodes[owner].leaf) for owner, _, slot in nodes[index].slots]
-    labels = {keras2_slots.label_of(s.full_name, o.full_name) for s, o in pairs if s is not None and o is not None}
-    return labels.pop() if len(labels) == 1 else ""
-
-
-def _label(nodes: Sequence[Node], iterations: int | None) -> str:
-    leaf = nodes[iterations].leaf if iterations is not None else None
-    return leaf.full_name.split("/")[0] if leaf is not None and "/" in leaf.full_name else ""
-
-
-def _flat_names(nodes: Sequence[Node], optimizers: Iterable[_OptimizerNode]) -> dict[int, str]:
+def _flat_names(nodes: Sequence[Node], optimizers: Iterable[OptimizerNode]) -> dict[int, str]:
     """Owner -> the flattened path that its slots' names give away, where they agree."""
     guesses: dict[int, set[str]] = collections.defaultdict(set)
     for optimizer in optimizers:
@@ -562,7 +353,7 @@ def _flat_names(nodes: Sequence[Node], optimizers: Iterable[_OptimizerNode]) -> 
 
 
 def _name_unclear(
-    optimizers: Iterable[_OptimizerNode], leaves: Mapping[int, NamedLeaf]
+    optimizers: Iterable[OptimizerNode], leaves: Mapping[int, NamedLeaf]
 ) -> Iterator[tuple[int, NamedLeaf]]:
     """Slots whose owner is one of several: a place in a list, which is equal where all these owners' names are too."""
     for optimizer in optimizers:
@@ -576,7 +367,7 @@ def _name_unclear(
 
 
 def _slot_table(
-    optimizers: Iterable[_OptimizerNode], paths: Mapping[int, list[_Path]], leaves: Mapping[int, NamedLeaf]
+    optimizers: Iterable[OptimizerNode], paths: Mapping[int, list[_Path]], leaves: Mapping[int, NamedLeaf]
 ) -> dict[int, Slot]:
     table: dict[int, Slot] = {}
     for optimizer in optimizers:
@@ -652,6 +443,6 @@ def _refuse_equal(names: Iterable[str]) -> None:
         )
 
 
-def _describe(optimizer: _OptimizerNode, paths: Mapping[int, list[_Path]]) -> OptimizerInfo:
+def _describe(optimizer: OptimizerNode, paths: Mapping[int, list[_Path]]) -> OptimizerInfo:
     roles = tuple(sorted({role for role, _, _ in optimizer.slots}))
     return OptimizerInfo(paths[optimizer.node][0].text, optimizer.family, optimizer.label, roles)

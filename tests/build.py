@@ -13,7 +13,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from dist_restore.entries import PlanEntry
-from dist_restore.naming import Leaf, Node, slot_name
+from dist_restore.graph import Leaf, Node
+from dist_restore.naming import slot_name
 from dist_restore.plan import RestorePlan
 from dist_restore.resolve.resolver import Options, resolve
 from dist_restore.resolve.rules import RuleSet, RulesLike

@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from dist_restore.errors import CheckpointCorruptError, UnsupportedFormatError
-from dist_restore.naming import Leaf, NamedLeaf, Node, name_graph
+from dist_restore.graph import Leaf, Node
+from dist_restore.naming import NamedLeaf, name_graph
 from dist_restore.sources.base import Stored
 from dist_restore.sources.bundle import Bundle
 from dist_restore.sources.bundle_index import BundleEntry

@@ -1,0 +1,46 @@
+"""An object graph as values: nodes with named edges, some of which hold a variable. Checkpoints and live ones alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+
+class Leaf(NamedTuple):
+    """A variable at a node.
+
+    Attributes:
+      key: under which it is stored.
+      full_name: the name that it gave itself.
+      parts_of: its shape, where it is stored in parts (`ShardedVariable`).
+    """
+
+    key: str
+    full_name: str
+    parts_of: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LayerName:
+    """A layer's own name; `counted` when Keras made it up from the class and a counter."""
+
+    name: str
+    counted: bool
+
+
+class Node(NamedTuple):
+    """One object.
+
+    Attributes:
+      edges: (name, index of the child) pairs.
+      leaf: set when the object is a variable.
+      layer: the layer's own name, where it is known (live objects only).
+      family: lower-case class name of an optimizer, where it is known (live objects only).
+      slots: (index of the owner, slot name, index of the slot) of optimizers that say so themselves.
+    """
+
+    edges: tuple[tuple[str, int], ...] = ()
+    leaf: Leaf | None = None
+    layer: LayerName | None = None
+    family: str = ""
+    slots: tuple[tuple[int, str, int], ...] = ()
