@@ -79,9 +79,10 @@ def ratios_of(results: list[Result], config: Mapping[str, object], gb: float) ->
 
 
 def run(quick: bool) -> tuple[str, Mapping[str, float]]:
-    config = harness.read_config("single", quick=quick)
+    swept = harness.read_config("single", quick=quick)
     text, ratios = [], {}
-    for gb in config["gigabytes"]:
+    for gb in swept["gigabytes"]:
+        config = {**swept, "replicas": swept["replicas" if gb == swept["main"] else "few_replicas"]}
         harness.in_process({"kind": "prepare", "gb": gb})
         results = harness.run_in_turn(list(cases_of(config, gb)), config["repeats"])
         text.append(harness.table(HEADERS, rows(results)))
