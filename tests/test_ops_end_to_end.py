@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -298,6 +299,34 @@ def test_two_blocks_become_their_weighted_mean(tmp_path: pathlib.Path, trainable
     for i, block in enumerate(model.blocks):
         wide = (3 * old[2 * i].astype(np.float64) + old[2 * i + 1]) / 4
         assert_holds(block.kernel, wide.astype(np.float32))
+
+
+# ---- Tensors that are repeated ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        ("repeat = { axis = 1, times = 2 }", lambda x: np.repeat(x, 2, 1)),  # shared keys become those of each head
+        ("tile = { multiples = [1, 2] }", lambda x: np.tile(x, (1, 2))),
+    ],
+)
+def test_columns_are_repeated_and_the_moments_with_them(
+    tmp_path: pathlib.Path, trainable: Strategy, op: str, expected: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    def model_of(width: int) -> tuple[keras.Model, keras.optimizers.Adam]:
+        model = Net(key=keras.layers.Dense(width, use_bias=False))
+        model(tf.zeros((1, 4)))
+        return model, adam(model)
+
+    with trainable.scope():
+        (old, old_adam), (new, new_adam) = model_of(3), model_of(6)
+    scramble(old, old_adam)
+    path = save(Checkpoint(model=old, optimizer=old_adam), tmp_path)
+    rules = f'[[rule]]\nfrom = "model/key/kernel"\nto = "model/key/kernel"\nops = [{{ {op} }}]\n'
+    restore(Checkpoint(model=new, optimizer=new_adam), path, rules=rules_file(tmp_path, rules))
+    for before, after in zip(trio(old.key.kernel, old_adam), trio(new.key.kernel, new_adam), strict=True):
+        assert_holds(after, expected(value(before)))
 
 
 # ---- What values decide is found before anything changes ----------------------------------------------------------
