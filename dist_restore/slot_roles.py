@@ -69,6 +69,9 @@ _DEGREES = {
     "average_gradient": 1,
     "average": -1,
 }
+# Where a class means something else by such a name. What ScheduleFreeAdamW calls momentum is no mean of gradients but
+# the weights that the gradients are applied to (`z`); it begins as a copy of the variable.
+_DEGREES_OF_CLASS = {("rmsprop", "momentum"): 0, ("schedulefreeadamw", "momentum"): -1}
 
 
 def role_of_slot(name: str, family: str) -> str:
@@ -122,6 +125,9 @@ def same_meaning(source: str, target: str, role: str) -> bool:
 
 def degree_of(role: str, family: str) -> int | None:
     """The power of the gradient that a slot holds, or None where it is not known."""
-    if family == "rmsprop" and role == "momentum":
-        return 0
-    return _DEGREES.get(role)
+    return _DEGREES_OF_CLASS.get((family, role), _DEGREES.get(role))
+
+
+def begins_above_zero(role: str, family: str) -> bool:
+    """Whether a slot must not begin as zero: the classes that divide by it give it a value of its own to begin with."""
+    return (family, role) == ("ftrl", "accumulator")

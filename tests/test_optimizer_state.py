@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import dist_restore as dr
 from conftest import make_strategy
+from dist_restore.transforms import Fill, Fit, Op, Scale
 from live import (
     adam,
     assert_all_hold,
@@ -591,3 +592,52 @@ def test_an_array_of_all_zeros_is_no_reason_to_skip_it(tmp_path: pathlib.Path) -
     restore(pair.root, path)
     for variable in moments(pair.mine):
         assert not np.any(value(variable))
+
+
+# ---- Slots that are no means of gradients ----------------------------------------------------------------
+
+
+def kernel(*ops: Op) -> list[dr.Rule]:
+    """A rule for the kernel of `one_layer`."""
+    return [dr.Rule(from_="model/a/kernel", to="model/a/kernel", ops=ops)]
+
+
+def one_layer(rows: int, make: Make) -> tuple[keras.Model, keras.optimizers.Optimizer]:
+    model = net(rows, a=2)
+    return model, built(make(), model)
+
+
+@pytest.mark.parametrize("name", ["schedule_free_adam_w", "mine"])
+def test_the_weights_that_schedule_free_adamw_calls_momentum_follow_as_weights(
+    tmp_path: pathlib.Path, name: str
+) -> None:
+    def make() -> keras.optimizers.Optimizer:
+        return keras.optimizers.ScheduleFreeAdamW(0.1, name=name)
+
+    old, theirs = one_layer(3, make)
+    scramble(old, theirs, seed=1)
+    path = save(Checkpoint(model=old, optimizer=theirs), tmp_path)
+    new, mine = one_layer(5, make)
+    fresh = value(mine._momentums[0])
+    assert np.array_equal(fresh, value(new.a.kernel))  # how it begins
+    restore(Checkpoint(model=new, optimizer=mine), path, rules=kernel(Scale(2.0), Fit(Fill.KEEP)))
+    assert_holds(new.a.kernel, np.concatenate([2 * value(old.a.kernel), fresh[3:]]))
+    assert_holds(mine._momentums[0], np.concatenate([2 * value(theirs._momentums[0]), fresh[3:]]))
+    assert_holds(mine._velocities[0], np.concatenate([value(theirs._velocities[0]) / 4, np.zeros((2, 2), "float32")]))
+
+
+def test_ftrl_divides_by_its_accumulator_so_new_rows_of_it_are_not_zero_unasked(tmp_path: pathlib.Path) -> None:
+    def make() -> keras.optimizers.Optimizer:
+        return keras.optimizers.Ftrl(0.1)
+
+    old, theirs = one_layer(3, make)
+    path = save(Checkpoint(model=old, optimizer=theirs), tmp_path)
+    new, mine = one_layer(5, make)
+    root = Checkpoint(model=new, optimizer=mine)
+    slot_name = "optimizer/accumulator/model/a/kernel"
+    refuse(dr.UnmatchedError, root, path, slot_name, "divides", rules=kernel(Fit(Fill.KEEP)))
+    own = [dr.Rule(from_=slot_name, to=slot_name, ops=(Fit(Fill.KEEP),))]
+    restore(root, path, rules=own + kernel(Fit(Fill.KEEP)))
+    assert_holds(mine._accumulators[0], np.full((5, 2), 0.1, np.float32))
+    mine.apply([tf.zeros((5, 2)), tf.zeros(2)])
+    assert np.isfinite(value(new.a.kernel)).all()

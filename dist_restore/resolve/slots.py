@@ -10,7 +10,7 @@ from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.nearest import quote
-from dist_restore.slot_roles import SHADOWS, degree_of, is_known, same_meaning
+from dist_restore.slot_roles import SHADOWS, begins_above_zero, degree_of, is_known, same_meaning
 from dist_restore.specs import (
     AliasKind,
     CheckpointIndex,
@@ -21,6 +21,8 @@ from dist_restore.specs import (
     in_part,
 )
 from dist_restore.transforms import for_slot, refuses_slot
+
+_NOT_ZERO = "new elements would begin as zero, by which this optimizer divides where a gradient is zero"
 
 
 class Owner(NamedTuple):
@@ -90,7 +92,9 @@ class SlotResolver:
             return self._unmatched(
                 target, f"the checkpoint has no slot {role!r} of {missing!r}{_or(target, elsewhere)}"
             )
-        return self._build(target, owner.choice, tensors, optimizer.family)
+        # Where a name that somebody chose hides the class in the checkpoint, it is that of the program (`_same_class`).
+        family = optimizer.family or self._ours.get(slot.optimizer, optimizer).family
+        return self._build(target, owner.choice, tensors, family)
 
     def _follow_unfilled(self, target: TargetVariable, entry: PlanEntry) -> PlanEntry:
         reason = f"its owner {entry.target!r} is {entry.status.value}"
@@ -181,7 +185,10 @@ class SlotResolver:
             return self._unmatched(target, _refused(target, slot.role, tensors, refusal))
         ops = for_slot(owner.ops, 1 if degree is None else degree)
         evidence = f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"
-        return build_entry(target, owner._replace(sources=tensors, ops=ops, evidence=evidence))
+        entry = build_entry(target, owner._replace(sources=tensors, ops=ops, evidence=evidence))
+        if entry.status is Status.RESIZED and begins_above_zero(slot.role, family):
+            return self._unmatched(target, _refused(target, slot.role, tensors, _NOT_ZERO))
+        return entry
 
     def _build_odd_shaped(self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...]) -> PlanEntry:
         """Slots of another shape than their owner (Adafactor's rows and columns) follow a rename only."""
