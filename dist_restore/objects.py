@@ -161,12 +161,29 @@ def _named(part: Stateful) -> Iterator[None]:
 
 
 def _refuse_other_empty_key(table: tf.lookup.experimental.DenseHashTable) -> None:
-    """A dense table is stored with its empty buckets, which another empty key turns into rows.
+    """A dense table is stored with its empty and deleted buckets, which other keys for these turn into rows.
 
     Raises:
       ValueError: it was saved with another empty or deleted key.
     """
-    keys, size = table.export()[0].numpy(), int(table.size())
-    # What is no row has the empty key, or the deleted one; some buckets are always empty.
-    if not size < len(np.unique(keys, axis=0)) <= size + 2:
+    keys, values = (part.numpy() for part in table.export())
+    is_empty, is_deleted = (_holds(keys, key) for key in (table._empty_key, table._deleted_key))
+    rows = ~(is_empty | is_deleted)
+    # Some buckets are always empty. What is no row stands where its key does not lead.
+    if not is_empty.any() or not _are_found(table, keys[rows], values[rows]):
         raise ValueError("it was saved with another empty_key or deleted_key")
+
+
+def _holds(keys: np.ndarray, key: object) -> np.ndarray:
+    """Which of the keys, one per bucket, are this one."""
+    same: np.ndarray = np.equal(keys, tf.convert_to_tensor(key, tf.as_dtype(keys.dtype)).numpy()).astype(bool)
+    return same.reshape(len(keys), -1).all(axis=1).astype(bool)
+
+
+def _are_found(table: tf.lookup.experimental.DenseHashTable, keys: np.ndarray, values: np.ndarray) -> bool:
+    """Whether a table has just these rows, each where it is looked up."""
+    if int(table.size()) != len(keys):
+        return False
+    found = table.lookup(tf.constant(keys, table.key_dtype)).numpy() if len(keys) else values
+    # Bytes, so that NaN is itself; strings have none.
+    return bool((found == values).all()) if found.dtype.hasobject else found.tobytes() == values.tobytes()

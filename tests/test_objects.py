@@ -154,6 +154,33 @@ def test_a_dense_table_of_another_empty_key_is_refused(tmp_path: pathlib.Path, r
     assert table.size() == len(rows)
 
 
+@pytest.mark.parametrize(("empty", "deleted"), [(-2, -1), (-1, -6)], ids=["swapped", "deleted"])
+def test_a_dense_table_of_other_keys_for_no_rows_is_refused(tmp_path: pathlib.Path, empty: int, deleted: int) -> None:
+    """With the two swapped no bucket is empty, so that lookups fail; with another deleted key a removed row is back."""
+    saved = dense({1: [1, 2], 2: [3, 4]})
+    if empty == -1:
+        saved.remove(tf.constant([1], tf.int64))
+    path = save(Checkpoint(v=tf.Variable(1.0), t=saved), tmp_path)
+    table = Dense(tf.int64, tf.float32, [-1.0, 0.0], empty_key=empty, deleted_key=deleted, initial_num_buckets=8)
+    table.insert(tf.constant([7], tf.int64), tf.constant([[7.0, 7.0]]))
+    refuse(dr.RestoreError, Checkpoint(v=tf.Variable(2.0), t=table), path, "'t'", "another empty_key or deleted_key")
+    assert table.size() == 1
+
+
+@pytest.mark.parametrize("value", [tf.int64, tf.float32])
+def test_a_dense_table_of_strings(tmp_path: pathlib.Path, value: tf.DType) -> None:
+    def make() -> Dense:
+        return Dense(tf.string, value, -1, empty_key="", deleted_key="-")
+
+    saved, mine = make(), make()
+    saved.insert(tf.constant(["a", "b", "c"]), tf.constant([1, 2, 3], value))
+    saved.remove(tf.constant(["c"]))
+    mine.insert(tf.constant(["z"]), tf.constant([9], value))
+    path = save(Checkpoint(v=tf.Variable(1.0), t=saved), tmp_path)
+    restore(Checkpoint(v=tf.Variable(2.0), t=mine), path)
+    assert mine.size() == 2 and mine.lookup(tf.constant(["a", "b", "c", "z"])).numpy().tolist() == [1, 2, -1, -1]
+
+
 def test_a_damaged_table_is_found_before_anything_changes(tmp_path: pathlib.Path) -> None:
     path = save(Checkpoint(v=tf.Variable(1.0), t=words(token=77)), tmp_path)
     data = pathlib.Path(f"{path}.data-00000-of-00001")
