@@ -68,7 +68,8 @@ def _section(entries: Sequence[PlanEntry], text: str) -> str:
 
 def _line(entry: PlanEntry) -> str:
     near = ", ".join(_short(c) for c in entry.candidates[:3])
-    tail = f" Candidates: {near}." if near else ""
+    stop = "" if entry.reason.endswith(".") else "."
+    tail = f"{stop} Candidates: {near}." if near else ""
     return f"  {_short(entry.target)} {entry.spec}: {_short(entry.reason)}{tail}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -16,11 +17,15 @@ HELP = (
 
 
 class TargetError(Exception):
-    """--target names nothing that can be called."""
+    """--target names nothing that can be called, or its function fails."""
 
 
 def load_target(name: str) -> object:
-    """Calls the function that --target names."""
+    """Calls the function that --target names.
+
+    Raises:
+      TargetError: there is no such function, or it raised.
+    """
     module, separator, function = name.partition(":")
     if not separator:
         raise TargetError(f"--target={name} must be module:function")
@@ -30,7 +35,12 @@ def load_target(name: str) -> object:
         build = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise TargetError(f"--target={name}: {error}") from error
-    return build()
+    try:
+        return build()
+    except Exception as error:  # somebody else's code: whatever it raises means that there is no target
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(at.filename)}, line {at.lineno}"
+        raise TargetError(f"--target={name} raised {type(error).__name__}: {error} ({where})") from error
 
 
 def flags_parser(script: str) -> Callable[[Sequence[str]], list[str]]:

@@ -95,16 +95,21 @@ def test_too_little_coverage_is_1(version_1: str) -> None:
         (["--target=lm.targets"], "module:function"),
         (["--target=lm.targets:version_9"], "version_9"),
         (["--target=no_such_module:build"], "no_such_module"),
+        (["--target=mine:needs_more"], "--target=mine:needs_more raised TypeError"),
+        (["--target=mine:broken"], "raised RuntimeError: no data (mine.py, line 5)"),
         (["--min_coverage=2"], "min_coverage"),
         (["--no_such_flag"], "no_such_flag"),
     ],
 )
 def test_what_cannot_be_planned_is_2(version_1: str, tmp_path: pathlib.Path, flags: list[str], message: str) -> None:
     (tmp_path / "bad.toml").write_text('[[rule]]\nfrom = "model/no_such_layer/kernel"\nto = "model/head/kernel"\n')
+    (tmp_path / "mine.py").write_text(
+        "def needs_more(width):\n    return width\n\ndef broken():\n    raise RuntimeError('no data')\n"
+    )
     given = [flag.format(tmp=tmp_path) for flag in flags]
     if not given[0].startswith("--restore_from"):
         given.append(f"--restore_from={version_1}")
-    done = run("plan_restore", "--target=lm.targets:version_1", *given)
+    done = run("plan_restore", "--target=lm.targets:version_1", *given, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message.format(tmp=tmp_path) in done.stderr and "Traceback" not in done.stderr
 

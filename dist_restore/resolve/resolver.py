@@ -253,8 +253,9 @@ class _Resolution:
             return Unused(tensor.name, f"slot {tensor.slot.role!r} of {tensor.slot.owner!r}, which no target has")
         if tensor.tracker_only:
             return Unused(tensor.name, "the checkpoint's own counter of saves")
-        if tensor.name in self._decisions.assigned:
-            where = self._rules.where(self._decisions.assigned[tensor.name].rule)
+        own = tensor.name.partition(":")[2] if self._sources.parts else tensor.name
+        if own in self._decisions.assigned:
+            where = self._rules.where(self._decisions.assigned[own].rule)
             return Unused(tensor.name, f"{where} fills the variable of this name from another tensor")
         return Unused(tensor.name, "no variable of the model has this name")
 

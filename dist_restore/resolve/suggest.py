@@ -29,6 +29,9 @@ MIN_MENTION = 0.2
 MAX_COMMENTS = 200
 
 
+_FIT = '{ fit = { fill = "keep" } }'
+# It is the one proposal that can be pasted and be wrong: of a vocabulary whose tokens moved, shapes tell nothing.
+_FIT_MEANS = "# fit keeps every index where it is; where indices are tokens, and some moved: remap_rows"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"  # rules drop it
 
 
@@ -184,7 +187,7 @@ def _fixing_ops(entry: PlanEntry, found: TensorSpec) -> str:
         return f"{{ reshape = {{ shape = {list(entry.spec.shape)} }} }}"
     # Equal numbers of elements prove nothing: it may be a transpose, or a transpose and a reshape.
     if len(found.shape) == len(entry.spec.shape) and found.elements != entry.spec.elements:
-        return '{ fit = { fill = "keep" } }'
+        return _FIT
     return ""
 
 
@@ -232,6 +235,8 @@ def _render(proposal: _Proposal) -> str:
         keep = f"keep = {_quote(proposal.target)}\n"
         return f"[[rule]]  # nothing in the checkpoint fits: it keeps its present value\n{keep}"
     tail = f"ops = [{proposal.ops}]\n" if proposal.ops else ""
+    if proposal.ops == _FIT:
+        tail = f"{_FIT_MEANS}\n{tail}"
     return f"[[rule]]\nfrom = {_quote(proposal.source)}\nto = {_quote(proposal.target)}\n{tail}"
 
 
