@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from safetensors.numpy import save_file
 
 import dist_restore as dr
 from format_files import WRITERS, write_keras, write_npz, write_safetensors, write_weights
@@ -157,6 +158,14 @@ def test_a_safetensors_header_that_lies_is_refused(case: str, tmp_path: pathlib.
     (tmp_path / "a.safetensors").write_bytes(data)
     with pytest.raises(dr.CheckpointCorruptError, match=word):
         dr.open_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_a_boolean_that_is_neither_0_nor_1_is_refused_before_anything_changes(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "flags.safetensors"
+    save_file({"a": np.ones(3, np.float32), "flags": np.array([True, False, True])}, path)
+    path.write_bytes(path.read_bytes()[:-1] + b"\2")
+    root = {"a": tf.Variable(tf.zeros(3)), "flags": tf.Variable([False] * 3)}
+    refuse(dr.CheckpointCorruptError, root, path, "flags", "neither 0 nor 1")
 
 
 def test_a_dtype_that_nobody_knows_is_refused(tmp_path: pathlib.Path) -> None:

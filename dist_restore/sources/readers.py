@@ -113,11 +113,14 @@ class RawTensor:
             self._fill(0, bytes_of(out))
         elif out.size:
             read_box(self._fill, self.shape, box, self.file.gap, out)
+        if self.dtype == np.bool_ and (bytes_of(out) > 1).any():
+            # A tensor of such bytes is true and casts to another number.
+            raise CheckpointCorruptError(f"{self.file.path}: a boolean that is neither 0 nor 1. Use another file.")
         return native(out)
 
     def check(self) -> int:
-        """Nothing to compare: such a file has no checksums, and its size was checked when it was opened."""
-        return 0
+        """Looks at booleans; else nothing to compare: no checksums, and sizes were checked when it was opened."""
+        return self.read(Box.whole(self.shape)).nbytes if self.dtype == np.bool_ else 0
 
     def _fill(self, begin: int, part: np.ndarray) -> None:
         if part.size:
@@ -182,7 +185,7 @@ class ReaderSource:
     def stored(self, name: str) -> Stored | None:
         """See `DirectSource.stored`."""
         reader = self._readers[name]
-        if not isinstance(reader, RawTensor) or not reader.dtype.isnative:
+        if not isinstance(reader, RawTensor) or not reader.dtype.isnative or reader.dtype == np.bool_:
             return None
         return Stored(self._data.index(reader.file), reader.offset, self._specs[name].nbytes, None)
 
