@@ -195,6 +195,15 @@ def test_names_that_only_live_objects_have_are_planned(tmp_path: pathlib.Path) -
     assert_equal(held(natively(str(tmp_path / "v2" / "ckpt"), lm(2, 4))), held(expected))
 
 
+def test_a_bare_model_is_a_target_too(tmp_path: pathlib.Path) -> None:
+    model, expected, found = live.seq("ab"), live.seq("ab"), live.seq("ab")
+    live.scramble(expected, seed=5)
+    path = live.save(tf.train.Checkpoint(expected), tmp_path / "old")
+    dr.CheckpointConverter(model).convert(path, tmp_path / "new" / "ckpt")
+    natively(str(tmp_path / "new" / "ckpt"), tf.train.Checkpoint(found))
+    assert_equal(live.values(found.variables), live.values(expected.variables))
+
+
 def test_mirrored_targets_are_written_once(source: str, restored: list[np.ndarray], tmp_path: pathlib.Path) -> None:
     strategy = tf.distribute.MirroredStrategy(tf.config.list_logical_devices("CPU")[:2])
     with strategy.scope():

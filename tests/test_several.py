@@ -26,6 +26,19 @@ from format_files import WRITERS, weights_of
 from format_files import build as build_net
 from lm.paths import describe_paths, parse_paths
 
+
+def test_one_directory_under_several_names_is_refused(tmp_path: pathlib.Path) -> None:
+    """It means its latest checkpoint: an average of it with itself would look like one of several."""
+    root = tf.train.Checkpoint(table=tf.Variable([1.0, 2.0]))
+    manager = tf.train.CheckpointManager(root, str(tmp_path), max_to_keep=3)
+    first, second = manager.save(), manager.save()
+    directory = str(tmp_path)
+    with pytest.raises(dr.CheckpointNotFoundError, match=r"'a', 'b'.*latest checkpoint.*ckpt-2"):
+        dr.open_checkpoint({"a": directory, "b": directory})
+    dr.open_checkpoint({"a": first, "b": directory}).close()
+    dr.open_checkpoint({"a": second, "b": second}).close()  # said in so many words
+
+
 # ---- Decided from names alone ----------------------------------------------------------------------------
 
 

@@ -29,6 +29,13 @@ def test_a_clear_candidate_is_a_rule() -> None:
     ]
 
 
+def test_a_candidate_that_is_a_number_is_told_by_what_its_slots_call_it_too() -> None:
+    source = "optimizer/tv/7 4x3 kind:positional flat:net_block_0_k_kernel\noptimizer/tv/8 4x3 kind:positional"
+    text = plan(source, "model/k/kernel 4x3\nmodel/q/kernel 4x3").suggestions
+    assert '# from = "optimizer/tv/7"  # or "net_block_0_k_kernel"\n' in text
+    assert '# from = "optimizer/tv/8"\n' in text
+
+
 def test_blocks_become_one_rule() -> None:
     source = "\n".join(f"m/block_{i}_mlp/kernel 4" for i in range(12))
     target = "\n".join(f"m/block_{i}/mlp/kernel 4" for i in range(12))

@@ -139,7 +139,8 @@ def _keys(
     """Name of a target -> key, by a walk through the live objects and the graph that was saved of them, in step."""
     names = {id(variable): name for name, variable in targets.handles}
     keys: dict[str, str] = {}
-    stack: list[tuple[object, int]] = [(root, 0)]
+    # `Checkpoint(model)` is saved with the model as the graph's root.
+    stack: list[tuple[object, int]] = [(root, 0), (getattr(root, "root", root), 0)]
     seen = {0}
     while stack:
         item, number = stack.pop()

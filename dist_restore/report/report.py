@@ -16,9 +16,9 @@ from dist_restore.tables import REASON_WIDTH, collapse, escape_text, human_bytes
 # What was compared, in words, by the `verify` option.
 _VERIFIED = {
     "none": 'Nothing was verified (verify="none").',
-    "checksum": "Verified: what was read whole has the checksums that the checkpoint stores.",
-    "replicas": "Verified: what was read whole has the checksums that the checkpoint stores, and every replica of "
-    "every restored variable holds what was assigned.",
+    "checksum": "Verified: what was read whole has the checksums that the checkpoint stores, where its format has any.",
+    "replicas": "Verified: what was read whole has the checksums that the checkpoint stores, where its format has any, "
+    "and every replica of every restored variable holds what was assigned.",
 }
 
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from dist_restore.entries import PlanEntry, Problem
 from dist_restore.resolve.nearest import likeness, nearest, tokens
 from dist_restore.resolve.patterns import MAX_PATTERN
-from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TensorSpec
+from dist_restore.specs import AliasKind, CheckpointIndex, SourceTensor, TargetIndex, TensorSpec
 
 _NUMBER = re.compile(r"[0-9]+")
 # Pairs of names compared in one resolution (about a second): a bound on the work, far above what people read.
@@ -142,7 +142,26 @@ class Suggester:
         rules = _without_rivals(found, used)
         proposed = {p.target for p in rules}
         texts = [_render(p) for p in _collapse(rules, self._sources, owners)]
-        return "\n".join([*texts, *_comments([e for e in refused if e.target not in proposed])])
+        return "\n".join([*texts, *self._comments([e for e in refused if e.target not in proposed])])
+
+    def _comments(self, entries: Sequence[PlanEntry]) -> Iterator[str]:
+        yield from (self._render_unclear(e) for e in entries[:MAX_COMMENTS])
+        if len(entries) > MAX_COMMENTS:
+            yield f"# ... and {len(entries) - MAX_COMMENTS} more that are not clear\n"
+
+    def _render_unclear(self, entry: PlanEntry) -> str:
+        """Comments only: what is not clear is for a person to decide, so nothing here may take effect by pasting."""
+        lines = [f"# {_quote(entry.target)} {entry.spec}: choose a source, or keep it", "# [[rule]]"]
+        lines += [f"# from = {_quote(name)}{self._also(name)}" for name in entry.candidates[:3]]
+        return "\n".join([*lines, f"# to = {_quote(entry.target)}", ""])
+
+    def _also(self, name: str) -> str:
+        """What else a tensor is called whose name is a number: a rule may say it, with captures too."""
+        tensor = self._sources.get(name)
+        if tensor is None or tensor.name_kind is not AliasKind.POSITIONAL:
+            return ""
+        said = next((a.name for a in tensor.aliases if a.kind in (AliasKind.FLAT, AliasKind.SEMANTIC)), "")
+        return f"  # or {_quote(said)}" if said else ""
 
     def _propose(self, entry: PlanEntry) -> _Proposal | None:
         """The one rule to propose: a clear candidate, or plainly none; None where it is not clear."""
@@ -238,19 +257,6 @@ def _render(proposal: _Proposal) -> str:
     if proposal.ops == _FIT:
         tail = f"{_FIT_MEANS}\n{tail}"
     return f"[[rule]]\nfrom = {_quote(proposal.source)}\nto = {_quote(proposal.target)}\n{tail}"
-
-
-def _comments(entries: Sequence[PlanEntry]) -> Iterator[str]:
-    yield from (_render_unclear(e) for e in entries[:MAX_COMMENTS])
-    if len(entries) > MAX_COMMENTS:
-        yield f"# ... and {len(entries) - MAX_COMMENTS} more that are not clear\n"
-
-
-def _render_unclear(entry: PlanEntry) -> str:
-    """Comments only: what is not clear is for a person to decide, so nothing here may take effect by pasting."""
-    lines = [f"# {_quote(entry.target)} {entry.spec}: choose a source, or keep it", "# [[rule]]"]
-    lines += [f"# from = {_quote(name)}" for name in entry.candidates[:3]]
-    return "\n".join([*lines, f"# to = {_quote(entry.target)}", ""])
 
 
 def _quote(name: str) -> str:

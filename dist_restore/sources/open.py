@@ -61,7 +61,8 @@ def open_checkpoint(path: Paths) -> Source:
       RuleError: a name in a mapping that rules could not write.
     """
     if isinstance(path, Mapping):
-        return open_each({name: os.fspath(one) for name, one in path.items()}, open_checkpoint)
+        paths = {name: os.fspath(one) for name, one in path.items()}
+        return open_each(resolve_each(paths, resolve_prefix), open_checkpoint)
     found = resolve_path(path)
     lower = found.lower()
     if size_of(found) is None or size_of(f"{found}.index") is not None:

@@ -6,6 +6,7 @@ checkpoint has no colon, so that the first colon of a tensor's name ends it, wha
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -125,10 +126,22 @@ def resolve_each(paths: Mapping[str, str], resolve: Callable[[str], str]) -> dic
     """What each path of a mapping means.
 
     Raises:
+      CheckpointNotFoundError: one directory under several names, which means one checkpoint each time.
       RestoreError: what `resolve` raises; the message says which of the checkpoints it is.
       RuleError: a name that no rule could say.
     """
-    return dict(_each(paths, resolve))
+    found = dict(_each(paths, resolve))
+    named: dict[str, list[str]] = collections.defaultdict(list)
+    for name, path in found.items():
+        if path != paths[name]:
+            named[path].append(name)
+    for path, names in named.items():
+        if len(names) > 1:
+            raise CheckpointNotFoundError(
+                f"Checkpoints {', '.join(map(repr, names))}: their directory means its latest checkpoint, {path!r}, "
+                f"for each of them. Give each the prefix that is meant, such as {names[0]}={path}.",
+            )
+    return found
 
 
 def _each(paths: Mapping[str, str], work: Callable[[str], Result]) -> Iterator[tuple[str, Result]]:
