@@ -159,7 +159,7 @@ def test_the_summary_is_the_golden_one() -> None:
         ({"verify": "none", "verified": False}, "Nothing was verified"),
         (
             {"verify": "checksum"},
-            "what was read whole has the checksums that the checkpoint stores, where its format has any.",
+            "has the checksums that the checkpoint stores, where its format has any.",
         ),
         ({"verify": "replicas", "verified": False}, "NOT verified, although verify='replicas'."),
         ({"bytes_read": (), "seconds": PhaseSeconds(), "world_size": 1}, "in 0.00 s. Read 0 B with 1 worker. Reads:"),
