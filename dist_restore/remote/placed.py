@@ -24,6 +24,11 @@ _METHOD = "farmhash64"
 UNEXPECTED = "other bytes than expected"
 
 
+# What gRPC says of a request that did not arrive whole: once in six runs of a cluster with parameter servers on a
+# machine with four times as many processes as processors (TF 2.21).
+_UNPARSED = "Unable to parse request"
+
+
 class Action(enum.Enum):
     """What a function does."""
 
@@ -75,8 +80,13 @@ class Placed:
         """
         with self._lock:
             function = self._calls.get((host, kind)) or self._place(host, kind)
-        rows = np.asarray(function(*arguments).numpy())
-        return tuple(row.tobytes() for row in rows)
+        try:
+            found = function(*arguments)
+        except tf.errors.InternalError as error:
+            if _UNPARSED not in str(error.message):
+                raise
+            found = function(*arguments)  # all that these functions do may be done twice
+        return tuple(row.tobytes() for row in np.asarray(found.numpy()))
 
     def _place(self, host: str, kind: Kind) -> Callable[..., tf.Tensor]:
         signature = _signature(kind)
