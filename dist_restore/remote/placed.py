@@ -24,7 +24,7 @@ _METHOD = "farmhash64"
 UNEXPECTED = "other bytes than expected"
 
 
-# What gRPC says of a request that did not arrive whole: once in six runs of a cluster with parameter servers on a
+# What gRPC says of a request that did not arrive whole: once in five runs of a cluster with parameter servers on a
 # machine with four times as many processes as processors (TF 2.21).
 _UNPARSED = "Unable to parse request"
 
