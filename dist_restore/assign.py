@@ -19,6 +19,7 @@ from dist_restore import grouped, host_memory
 from dist_restore.host_memory import Blank
 from dist_restore.sharded import is_sharded, parts_of, rows_of, whole_of
 from dist_restore.sources.checksum import extend
+from dist_restore.spares import Spares
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,13 +72,20 @@ class Assigner:
         with self._strategy.scope():
             return np.asarray(variable.read_value().numpy())
 
-    def assign(self, variable: tf.Variable, value: np.ndarray | Blank, crc32c: int | None = None) -> tuple[int, ...]:
+    def assign(
+        self,
+        variable: tf.Variable,
+        value: np.ndarray | Blank,
+        crc32c: int | None = None,
+        spares: Spares | None = None,
+    ) -> tuple[int, ...]:
         """Assigns a value to all replicas of a variable on this worker.
 
         Args:
           variable: of the strategy.
           value: of the variable's shape and dtype. A blank's memory becomes the variable's.
           crc32c: the checksum of the value's bytes, where it is known.
+          spares: gets the memory of the old value, where a blank was assigned.
 
         Returns:
           The checksum that each local replica must have now; one for all where all hold the same.
@@ -93,11 +101,14 @@ class Assigner:
         # What strategy.extended.update does for a mirrored variable in cross-replica context: the same assignment to
         # each component, on its device. It costs 300 us a variable on two replicas, this 40.
         # tests/test_host_memory.py compares the two.
-        for component in plain:
+        for component in plain[1:]:
             host_memory.write(component, tensor)
+        # The last one, so that replicas which shared their memory have let it go.
+        write = spares.write if spares is not None and isinstance(value, Blank) else host_memory.write
+        write(plain[0], tensor)
         return (crc,) * len(plain)
 
-    def assign_many(self, writes: Sequence[Write]) -> list[tuple[int, ...]]:
+    def assign_many(self, writes: Sequence[Write], spares: Spares | None = None) -> list[tuple[int, ...]]:
         """Assigns what `grouped.together` put together: for each replica in one call, where that can be.
 
         Returns:
@@ -107,7 +118,7 @@ class Assigner:
         arrays = [w.value for w in writes if not isinstance(w.value, Blank)]
         if rows and len(arrays) == len(rows) and grouped.write(rows, arrays):
             return [(w.crc32c,) * len(row or ()) for w, row in zip(writes, rows, strict=True)]
-        return [self.assign(*write) for write in writes]
+        return [self.assign(*write, spares) for write in writes]
 
     def _assign_whole(self, variable: tf.Variable, tensor: tf.Tensor, crc: int) -> tuple[int, ...]:
         with self._strategy.scope():

@@ -35,6 +35,7 @@ from dist_restore.transforms import may_refuse, numpy_dtype
 _Check = Work[int]
 # Checks hold little; this many bytes of scratch allow for enough of them to keep all threads busy.
 _AHEAD = 64 << 20
+_PAGE = 4096
 
 
 def check_located(located: Sequence[Located], source: Source, progress: Progress, budget: int) -> None:
@@ -91,7 +92,7 @@ def _start_other(name: str, source: Source) -> Started[int]:
 
 def _start_small(neighbours: Neighbours, source: DirectSource) -> Started[int]:
     def task() -> None:
-        for _ in neighbours.read(source, _scratch()):
+        for _ in neighbours.read(source, _scratch(neighbours.places[0].offset)):
             pass
 
     return Started((task,), lambda: neighbours.size)
@@ -102,7 +103,7 @@ def _start_large(name: str, place: Stored, source: DirectSource) -> Started[int]
     crcs = [0] * len(pieces)
 
     def read(number: int) -> None:
-        crcs[number] = read_checked(source, name, *pieces[number], _scratch())
+        crcs[number] = read_checked(source, name, *pieces[number], _scratch(place.offset))
 
     def finish() -> int:
         require_checksum(source, name, place, joined(crcs, pieces))
@@ -114,12 +115,18 @@ def _start_large(name: str, place: Stored, source: DirectSource) -> Started[int]
 _buffers = threading.local()
 
 
-def _scratch() -> np.ndarray:
-    """This thread's buffer, which stays in its core's cache."""
+def _scratch(offset: int) -> np.ndarray:
+    """This thread's buffer, which stays in its core's cache, for bytes that begin there in a file.
+
+    It begins as far into a page as they do. On Zen 3 the kernel copies into memory that begins 4 to 60 bytes further
+    into its page at a third of the speed (1.5 for 5 GB/s), and what NumPy allocates begins 16 bytes into one; Linux's
+    and glibc's `rep movsb` are known for it (glibc bug 30994).
+    """
     if not hasattr(_buffers, "array"):
-        _buffers.array = np.empty(SCRATCH, np.uint8)
+        _buffers.array = np.empty(SCRATCH + _PAGE, np.uint8)
     array: np.ndarray = _buffers.array
-    return array
+    begin = (offset - array.ctypes.data) % _PAGE
+    return array[begin : begin + SCRATCH]
 
 
 def _check_casts(unit: Unit, source: Source) -> None:

@@ -29,12 +29,13 @@ from dist_restore.reading import PIECE, LiveOf, Value, locate, make_works
 from dist_restore.report.progress import Progress
 from dist_restore.shared_reads import share
 from dist_restore.sources.base import Source
+from dist_restore.spares import Spares
 from dist_restore.transforms import Live
 
 # Three pieces per thread: with two threads, 64 MB in flight are no faster than 24. TensorFlow's CPU allocator (2.21)
 # gives no memory back to the system and cuts up what it gets back, so that more in flight leaves more of it taken:
 # with q/k/v fused, 1.3 GB take 274 MB beyond the variables with 64 MB in flight, and 199 with 24.
-_USEFUL = 3 * PIECE * thread_count()
+_USEFUL = 4 * PIECE * thread_count()
 
 
 class Assigned(NamedTuple):
@@ -97,13 +98,13 @@ class Ledger:
         self._touched: dict[str, None] = {}
         self.assigned: list[Assigned] = []
 
-    def assign(self, values: list[Value]) -> None:
-        """Assigns values, in their order; the list is empty afterwards."""
+    def assign(self, values: list[Value], spares: Spares | None = None) -> None:
+        """Assigns values, in their order; the list is empty afterwards. `spares` gets the memory of large old ones."""
         with during("assign"):
             # Each is let go before the next one is assigned: its memory is the variable's now.
             for group in together(values, _small):
                 self._touched.update(dict.fromkeys(value.entry.target for value in group))
-                self.assigned += self._assign(group)
+                self.assigned += self._assign(group, spares)
                 self._progress.advance(sum(value.entry.bytes for value in group), group[-1].entry.target)
                 del group
 
@@ -111,9 +112,9 @@ class Ledger:
         """Says that a variable may change from now on."""
         self._touched[name] = None
 
-    def _assign(self, group: Sequence[Value]) -> list[Assigned]:
+    def _assign(self, group: Sequence[Value], spares: Spares | None) -> list[Assigned]:
         writes = [Write(self.handles[v.entry.target], v.value, _crc(v)) for v in group]
-        found = self.assigner.assign_many(writes)
+        found = self.assigner.assign_many(writes, spares)
         return [
             Assigned(v.entry.target, checksums, v.entry.bytes, write.crc32c)
             for v, write, checksums in zip(group, writes, found, strict=True)
@@ -163,10 +164,12 @@ def assign_units(units: Sequence[Unit], source: Source, ledger: Ledger, live_of:
     Raises:
       RestoreError: something failed half way; the message names the variables that had changed.
     """
-    works = make_works(locate(units, source), source, live_of)
-    with ledger.accounting(), contextlib.closing(stream(works, min(memory_budget, _USEFUL))) as results:
+    ahead = min(memory_budget, _USEFUL)
+    spares = Spares(ahead)
+    works = make_works(locate(units, source), source, live_of, spares.blank)
+    with ledger.accounting(), contextlib.closing(stream(works, ahead)) as results:
         for values in _reading(results):
-            ledger.assign(values)
+            ledger.assign(values, spares)
 
 
 def assign_shared(

@@ -34,6 +34,7 @@ DTYPES = frozenset(
 )
 _HUGE_PAGE = 2 << 20
 _HOST = "/CPU:0"
+_EMPTY_SLICE = (0, 0, 1)  # begin, end, stride
 
 
 class Handle(Protocol):
@@ -112,20 +113,95 @@ def has_shape(variable: tf.Variable, shape: tuple[int, ...]) -> bool:
 def write(component: tf.Variable, tensor: tf.Tensor) -> None:
     """Makes a plain variable hold a tensor of its dtype and shape; the memory is shared, and copied on write."""
     # 10 us; `assign(read_value=False)` takes 50, and does the same after its checks, which the caller has made.
+    _assign(component.handle, tensor)
+
+
+def _assign(handle: tf.Tensor, tensor: tf.Tensor) -> None:
     pywrap_tfe.TFE_Py_FastPathExecute(
-        context.context(), "AssignVariableOp", None, component.handle, tensor, "validate_shape", False
+        context.context(), "AssignVariableOp", None, handle, tensor, "validate_shape", False
     )
+
+
+class Replacer:
+    """Writes variables, and gives the memory of what they held, to be filled with something else."""
+
+    def __init__(self) -> None:
+        self._probes: dict[tf.DType, tuple[tf.Tensor, ...]] = {}
+
+    def write(self, component: tf.Variable, tensor: tf.Tensor) -> Blank | None:
+        """Writes as the function `write` does.
+
+        Returns:
+          The memory of the old value. None where somebody may hold the old value still, or where it was not in this
+          host's memory.
+        """
+        old = [_read(component)] if _is_here(component) else []
+        write(component, tensor)
+        try:
+            return self._unless_shared(old) if old else None
+        except tf.errors.OpError:  # another TensorFlow, without one of the ops: the memory is given back as always
+            return None
+
+    def _unless_shared(self, tensors: list[tf.Tensor]) -> Blank | None:
+        """The memory of the tensor in the list, which is emptied, if nobody else holds it.
+
+        TensorFlow updates a variable in place if nobody else holds its memory, and copies it before if somebody does:
+        an eager tensor, an array or memory view of one, another variable, NumPy. So a variable of ours gets the
+        tensor, and is asked for an update of no rows: if its memory is still the same, there is nobody else. What is
+        shared is copied once.
+        """
+        tensor = tensors.pop()
+        place, dtype = tensor._numpy().ctypes.data, tensor.dtype
+        probe, nothing, *empty_slice = self._probe(dtype)
+        _assign(probe, tensor)
+        del tensor
+        eager, call = context.context(), pywrap_tfe.TFE_Py_FastPathExecute
+        call(eager, "ResourceStridedSliceAssign", None, probe, *empty_slice, nothing)
+        call(eager, "DisableCopyOnRead", None, probe)  # which that update enabled: reading would be copying
+        held = call(eager, "ReadVariableOp", None, probe, "dtype", dtype.as_datatype_enum)
+        _assign(probe, nothing)
+        array = held._numpy()
+        return Blank(held, array) if array.ctypes.data == place and array.flags.writeable else None
+
+    def _probe(self, dtype: tf.DType) -> tuple[tf.Tensor, ...]:
+        """The handle of our variable for a dtype, a value without elements, and where such a value goes."""
+        if dtype not in self._probes:
+            with tf.device(_HOST):
+                name = context.anonymous_name()
+                handle = tf.raw_ops.VarHandleOp(dtype=dtype, shape=None, shared_name=name)
+                places = [tf.constant([value], tf.int32) for value in _EMPTY_SLICE]
+                self._probes[dtype] = (handle, tf.zeros([0], dtype), *places)
+        return self._probes[dtype]
+
+
+def _is_here(component: tf.Variable) -> bool:
+    """Whether what a component holds is an array with axes in this process's memory."""
+    device = f"{context.context().host_address_space()}/device:CPU:0"
+    return component.dtype.name in DTYPES and component.shape.rank != 0 and component.device == device
+
+
+def reshaped(blank: Blank, shape: Sequence[int]) -> Blank:
+    """The same memory as a tensor of another shape; the old tensor is not to be used again."""
+    if blank.array.shape == tuple(shape):
+        return blank
+    with tf.device(_HOST):
+        tensor = tf.reshape(blank.tensor, shape)
+    return Blank(tensor, tensor._numpy())
 
 
 def view(component: tf.Variable) -> np.ndarray:
     """What a component holds now, without a copy where that is possible; to be read at once, and let go."""
     if not _PRIVATE or not _is_plain(component):
         return np.asarray(component.numpy())
+    return np.asarray(_read(component)._numpy())
+
+
+def _read(component: tf.Variable) -> tf.Tensor:
+    """The value of a plain component; it shares the component's memory."""
     dtype = component.dtype.as_datatype_enum
-    tensor = pywrap_tfe.TFE_Py_FastPathExecute(
+    return pywrap_tfe.TFE_Py_FastPathExecute(
         context.context(), "ReadVariableOp", None, component.handle, "dtype", dtype
     )
-    return np.asarray(tensor._numpy())
 
 
 def _ask_for_huge_pages(array: np.ndarray) -> None:

@@ -52,6 +52,7 @@ class Value(NamedTuple):
 
 
 LiveOf: TypeAlias = Callable[[PlanEntry], Live]
+MakeBlank: TypeAlias = Callable[[Sequence[int], str], Blank | None]
 Values: TypeAlias = list[Value]
 
 
@@ -81,13 +82,16 @@ def _places(unit: Unit, source: DirectSource) -> tuple[Stored, ...] | None:
     return tuple(found)
 
 
-def make_works(located: Iterable[Located], source: Source, live_of: LiveOf) -> Iterator[Work[Values]]:
+def make_works(
+    located: Iterable[Located], source: Source, live_of: LiveOf, blank: MakeBlank = host_memory.blank
+) -> Iterator[Work[Values]]:
     """The work of reading units, in their order.
 
     Args:
       located: from `locate`.
       source: the opened checkpoint.
       live_of: gives what gives an entry's present value, for `fill = "keep"`; called by the consumer's thread.
+      blank: makes what large tensors are read into; called by the consumer's thread.
     """
     batch = _Batch(source, live_of)
     for item in located:
@@ -99,12 +103,12 @@ def make_works(located: Iterable[Located], source: Source, live_of: LiveOf) -> I
             continue
         yield from batch.take()
         if places is not None and _is_direct(item.unit):
-            yield _large(item.unit, places[0], source)
+            yield _large(item.unit, places[0], source, blank)
         elif is_piecewise(item.unit, places):
             cost = cost_of(item.unit) + item.unit.entries[0].bytes
-            yield Work(cost, functools.partial(_start_piecewise, item, source))
+            yield Work(cost, functools.partial(_start_piecewise, item, source, blank))
         else:
-            yield _single(item, source, live_of)
+            yield _single(item, source, live_of, blank)
     yield from batch.take()
 
 
@@ -162,14 +166,14 @@ def joined(crcs: Sequence[int], pieces: Sequence[tuple[int, int]]) -> int:
     return total
 
 
-def _large(unit: Unit, stored: Stored, source: Source) -> Work[Values]:
+def _large(unit: Unit, stored: Stored, source: Source, blank: MakeBlank) -> Work[Values]:
     assert isinstance(source, DirectSource)
-    return Work(unit.entries[0].bytes, functools.partial(_start_large, unit, stored, source))
+    return Work(unit.entries[0].bytes, functools.partial(_start_large, unit, stored, source, blank))
 
 
-def _start_large(unit: Unit, stored: Stored, source: DirectSource) -> Started[Values]:
+def _start_large(unit: Unit, stored: Stored, source: DirectSource, blank: MakeBlank) -> Started[Values]:
     entry, name = unit.entries[0], unit.reads[0].name
-    target = _memory(entry)
+    target = _memory(entry, blank)
     data = bytes_of(target.array if isinstance(target, Blank) else target)
     pieces = pieces_of(stored.size)
     crcs = [0] * len(pieces)
@@ -186,14 +190,15 @@ def _start_large(unit: Unit, stored: Stored, source: DirectSource) -> Started[Va
     return Started(tuple(functools.partial(fill, i) for i in range(len(pieces))), finish, data)
 
 
-def memory_for(entry: PlanEntry) -> Blank | np.ndarray:
-    """New memory for a target's value; where it is large, memory that its variable can take over."""
-    return _memory(entry) if entry.bytes >= _LARGE else np.empty(entry.spec.shape, numpy_dtype(entry.spec.dtype))
+def memory_for(entry: PlanEntry, blank: MakeBlank = host_memory.blank) -> Blank | np.ndarray:
+    """Memory for a target's value; where it is large, memory that its variable can take over."""
+    is_large = entry.bytes >= _LARGE
+    return _memory(entry, blank) if is_large else np.empty(entry.spec.shape, numpy_dtype(entry.spec.dtype))
 
 
-def _memory(entry: PlanEntry) -> Blank | np.ndarray:
+def _memory(entry: PlanEntry, blank: MakeBlank) -> Blank | np.ndarray:
     dtype = numpy_dtype(entry.spec.dtype)
-    return host_memory.blank(entry.spec.shape, entry.spec.dtype) or np.empty(entry.spec.shape, dtype)
+    return blank(entry.spec.shape, entry.spec.dtype) or np.empty(entry.spec.shape, dtype)
 
 
 def bytes_of(array: np.ndarray) -> np.ndarray:
@@ -201,17 +206,17 @@ def bytes_of(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8)
 
 
-def _single(item: Located, source: Source, live_of: LiveOf) -> Work[Values]:
+def _single(item: Located, source: Source, live_of: LiveOf, blank: MakeBlank) -> Work[Values]:
     """Work for a unit whose values go through ops, or that cannot be read by parts."""
     # Ops may hold one more copy of what they make than the result.
     made = sum(e.bytes * (1 if is_copy(e) else 2) for e in item.unit.entries)
     cost = sum(r.spec.nbytes for r in item.unit.reads) + made
-    return Work(cost, functools.partial(_start_single, item, source, live_of))
+    return Work(cost, functools.partial(_start_single, item, source, live_of, blank))
 
 
-def _start_single(item: Located, source: Source, live_of: LiveOf) -> Started[Values]:
+def _start_single(item: Located, source: Source, live_of: LiveOf, blank: MakeBlank) -> Started[Values]:
     unit = item.unit
-    memories = [_memory(e) if e.bytes >= _LARGE and not _keeps(e) else None for e in unit.entries]
+    memories = [_memory(e, blank) if e.bytes >= _LARGE and not _keeps(e) else None for e in unit.entries]
     # Made here and not in a thread: glibc keeps apart what each thread frees (287 MB at most, and so 272).
     arrays = {r.name: np.empty(r.spec.shape, numpy_dtype(r.spec.dtype)) for r in unit.reads if item.places}
     done: dict[int, Value] = {}
@@ -235,9 +240,9 @@ def _start_single(item: Located, source: Source, live_of: LiveOf) -> Started[Val
     return Started((work,), finish)
 
 
-def _start_piecewise(item: Located, source: Source) -> Started[Values]:
+def _start_piecewise(item: Located, source: Source, blank: MakeBlank) -> Started[Values]:
     entry = item.unit.entries[0]
-    memory = memory_for(entry)
+    memory = memory_for(entry, blank)
     array = memory.array if isinstance(memory, Blank) else memory
     work = read_piecewise(item, source, array.reshape(-1))
     return Started((work,), lambda: [Value(entry, memory, checksum.extend(0, bytes_of(array)))])

@@ -1,0 +1,232 @@
+"""Memory of old values is filled again only where nobody holds the old value any more (tried on TF 2.21)."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import ops
+
+from dist_restore import DistributedRestorer, host_memory
+from dist_restore.assign import Assigner
+from dist_restore.spares import _ENOUGH, Spares
+
+SHAPE = (300, 400)
+SIZE = 4 * 300 * 400
+
+
+def address(blank: host_memory.Blank) -> int:
+    return blank.array.ctypes.data
+
+
+def replace(variable: tf.Variable, spares: Spares, value: float = 7.0) -> int:
+    """Assigns a value; returns where the old one lay."""
+    place = host_memory.view(host_memory.plain_components(variable)[0]).ctypes.data
+    blank = spares.blank(variable.shape.as_list(), variable.dtype.name)
+    blank.array[...] = value
+    Assigner(tf.distribute.get_strategy()).assign(variable, blank, spares=spares)
+    return place
+
+
+@pytest.mark.parametrize("dtype", sorted(host_memory.DTYPES))
+def test_the_memory_of_an_old_value_becomes_the_next_blank(dtype: str) -> None:
+    spares = Spares(1 << 30)
+    place = replace(tf.Variable(tf.zeros(SHAPE, dtype)), spares, 1.0)
+    if not tf.__version__.startswith("2.21."):
+        pytest.skip(f"tried on TF 2.21, and this is {tf.__version__}")
+    blank = spares.blank(SHAPE, dtype)
+    assert address(blank) == place
+    blank.array[...] = 1
+    second = tf.Variable(tf.zeros(SHAPE, dtype))
+    Assigner(tf.distribute.get_strategy()).assign(second, blank)
+    np.testing.assert_array_equal(second.numpy(), np.ones(SHAPE, second.dtype.as_numpy_dtype))
+
+
+def holds_a_tensor(variable: tf.Variable) -> object:
+    return variable.read_value()
+
+
+def holds_an_array(variable: tf.Variable) -> object:
+    return np.asarray(variable.read_value())
+
+
+def holds_a_view(variable: tf.Variable) -> object:
+    return memoryview(variable.read_value())
+
+
+def holds_a_row(variable: tf.Variable) -> object:
+    return tf.unstack(variable.read_value())[-1]
+
+
+def holds_another_shape(variable: tf.Variable) -> object:
+    return tf.reshape(variable.read_value(), [-1])
+
+
+def holds_another_variable(variable: tf.Variable) -> object:
+    other = tf.Variable(tf.zeros(SHAPE))
+    other.assign(variable)
+    return other
+
+
+def holds_a_capsule(variable: tf.Variable) -> object:
+    return tf.experimental.dlpack.to_dlpack(variable.read_value())
+
+
+HOLDERS = [
+    holds_a_tensor,
+    holds_an_array,
+    holds_a_view,
+    holds_a_row,
+    holds_another_shape,
+    holds_another_variable,
+    holds_a_capsule,
+]
+
+
+@pytest.mark.parametrize("hold", HOLDERS)
+def test_memory_that_somebody_holds_is_never_filled_again(hold: Callable[[tf.Variable], object]) -> None:
+    variable = tf.Variable(tf.fill(SHAPE, 3.0))
+    held = hold(variable)
+    spares = Spares(1 << 30)
+    place = replace(variable, spares)
+    others = [spares.blank(SHAPE, "float32") for _ in range(4)]
+    assert place not in map(address, others)
+    for other in others:
+        other.array[...] = 9.0
+    if hold is holds_a_capsule:
+        held = tf.experimental.dlpack.from_dlpack(held)
+    assert (np.asarray(held) == 3.0).all()
+
+
+def test_memory_that_belongs_to_an_array_of_somebody_is_never_filled_again() -> None:
+    raw = np.zeros(SIZE + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    array = raw[begin : begin + SIZE].view(np.float32).reshape(SHAPE)
+    variable = tf.Variable(tf.zeros(SHAPE))
+    # What TensorFlow does for an aligned array where it is told nothing of who else uses it.
+    variable.assign(ops.EagerTensor(array, None, tf.float32.as_datatype_enum), read_value=False)
+    spares = Spares(1 << 30)
+    replace(variable, spares)
+    assert address(spares.blank(SHAPE, "float32")) != array.ctypes.data
+
+
+def test_what_is_freed_later_is_filled_again_later() -> None:
+    variable, spares = tf.Variable(tf.zeros(SHAPE)), Spares(1 << 30)
+    held = variable.read_value()
+    place = replace(variable, spares)
+    del held
+    again = replace(variable, spares)
+    assert again != place
+    assert address(spares.blank(SHAPE, "float32")) == again
+
+
+@pytest.mark.parametrize("shape", [(400, 300), (120_000,), (1, 300, 1, 400)])
+def test_a_blank_of_another_shape_takes_memory_of_the_same_size(shape: tuple[int, ...]) -> None:
+    spares = Spares(1 << 30)
+    place = replace(tf.Variable(tf.zeros(SHAPE)), spares)
+    blank = spares.blank(shape, "float32")
+    assert (address(blank), blank.array.shape) == (place, shape)
+    blank.array[...] = np.arange(120_000, dtype=np.float32).reshape(shape)
+    variable = tf.Variable(tf.zeros(shape))
+    Assigner(tf.distribute.get_strategy()).assign(variable, blank)
+    del blank
+    variable.assign_add(tf.ones(shape))
+    np.testing.assert_array_equal(variable.numpy().ravel(), np.arange(1, 120_001, dtype=np.float32))
+    assert host_memory.view(variable).ctypes.data == place, "updated in its place"
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((300, 401), "float32"), (SHAPE, "int32"), ((300, 200), "float64")])
+def test_other_sizes_and_dtypes_get_new_memory(shape: tuple[int, ...], dtype: str) -> None:
+    spares = Spares(1 << 30)
+    place = replace(tf.Variable(tf.zeros(SHAPE)), spares)
+    blank = spares.blank(shape, dtype)
+    assert (blank.array.shape, blank.tensor.dtype.name) == (shape, dtype)
+    assert address(blank) != place
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, 0), (SIZE - 1, 0), (SIZE, 1), (3 * SIZE - 1, 2), (9 * SIZE, 4)])
+def test_no_more_than_the_limit_waits(limit: int, kept: int) -> None:
+    spares = Spares(limit)
+    variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(4)]
+    blanks = [host_memory.blank(SHAPE, "float32") for _ in variables]
+    places = {replace_with(v, b, spares) for v, b in zip(variables, blanks, strict=True)}
+    found = [spares.blank(SHAPE, "float32") for _ in range(8)]
+    assert len(places & set(map(address, found[:kept]))) == kept
+    assert spares._held == 0
+
+
+def replace_with(variable: tf.Variable, blank: host_memory.Blank, spares: Spares) -> int:
+    place = host_memory.view(variable).ctypes.data
+    Assigner(tf.distribute.get_strategy()).assign(variable, blank, spares=spares)
+    return place
+
+
+def test_where_all_old_values_are_held_no_more_of_them_are_copied() -> None:
+    spares = Spares(1 << 30)
+    variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(_ENOUGH + 1)]
+    held = [variable.read_value() for variable in variables[:_ENOUGH]]
+    for variable in variables[:_ENOUGH]:
+        replace(variable, spares)
+    place = replace(variables[_ENOUGH], spares)
+    assert address(spares.blank(SHAPE, "float32")) != place
+    assert all((tensor.numpy() == 0).all() for tensor in held)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas_that_share_their_memory_leave_it_when_the_last_one_has_changed(replicas: int) -> None:
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+    with strategy.scope():
+        variable = tf.Variable(tf.zeros(SHAPE))
+    spares, assigner = Spares(1 << 30), Assigner(strategy)
+    first = host_memory.blank(SHAPE, "float32")
+    first.array[...] = 1.0
+    place = address(first)
+    assigner.assign(variable, first)
+    del first
+    second = host_memory.blank(SHAPE, "float32")
+    second.array[...] = 2.0
+    assigner.assign(variable, second, spares=spares)
+    again = spares.blank(SHAPE, "float32")
+    assert address(again) == place
+    again.array[...] = 3.0
+    assert all((value.numpy() == 2.0).all() for value in variable.values)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_restore_changes_nothing_that_shared_memory_with_what_it_replaces(
+    replicas: int, tmp_path: pathlib.Path
+) -> None:
+    devices = [f"CPU:{i}" for i in range(replicas)]
+    strategy = tf.distribute.MirroredStrategy(devices) if replicas > 1 else tf.distribute.get_strategy()
+    with strategy.scope():
+        saved = [tf.Variable(tf.fill(SHAPE, float(i))) for i in range(12)]
+        prefix = tf.train.Checkpoint(weights=saved).write(str(tmp_path / "ckpt"))
+        live = [tf.Variable(tf.fill(SHAPE, 100.0 + i)) for i in range(12)]
+        averages = [tf.Variable(tf.zeros(SHAPE)) for _ in live]
+    for average, weight in zip(averages[::3], live[::3], strict=True):
+        average.assign(weight)
+    arrays = [np.asarray(weight.read_value()) for weight in live[1::3]]
+    for _ in range(3):
+        # So small a budget that memory is wanted again at once.
+        DistributedRestorer(tf.train.Checkpoint(weights=live), memory_budget=2 * SIZE).restore(prefix)
+        for number, weight in enumerate(live):
+            assert (weight.numpy() == number).all()
+    for number, average in enumerate(averages[::3]):
+        assert (average.numpy() == 100.0 + 3 * number).all()
+    for number, array in enumerate(arrays):
+        assert (array == 100.0 + 1 + 3 * number).all()
+
+
+def test_a_variable_that_was_updated_by_rows_is_restored_too(tmp_path: pathlib.Path) -> None:
+    # Such an update makes TensorFlow copy whatever is read from the variable afterwards, and whatever is assigned.
+    saved, live = tf.Variable(tf.fill(SHAPE, 5.0)), tf.Variable(tf.zeros(SHAPE))
+    prefix = tf.train.Checkpoint(table=saved).write(str(tmp_path / "ckpt"))
+    live.scatter_update(tf.IndexedSlices(tf.ones([1, SHAPE[1]]), tf.constant([4])))
+    for _ in range(3):
+        DistributedRestorer(tf.train.Checkpoint(table=live)).restore(prefix)
+        assert (live.numpy() == 5.0).all()
+        live.scatter_add(tf.IndexedSlices(tf.ones([1, SHAPE[1]]), tf.constant([2])))
+        assert (live.numpy()[2] == 6.0).all()
