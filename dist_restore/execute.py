@@ -25,7 +25,7 @@ from dist_restore.grouped import together
 from dist_restore.host_memory import Blank
 from dist_restore.phases import during, phase_of
 from dist_restore.pipeline import Started, Work, stream, stream_pending, thread_count
-from dist_restore.reading import PIECE, LiveOf, Value, locate, make_works
+from dist_restore.reading import PIECE, LiveOf, Located, Value, locate, make_works
 from dist_restore.report.progress import Progress
 from dist_restore.shared_reads import share
 from dist_restore.sources.base import Source
@@ -62,14 +62,20 @@ class Limits:
     seconds: float
 
 
-def check_sources(units: Sequence[Unit], source: Source, progress: Progress, memory_budget: int) -> None:
+def check_sources(located: Sequence[Located], source: Source, progress: Progress, memory_budget: int) -> None:
     """Reads all that the plan needs once: checksums of whole tensors, and values that a cast might lose.
+
+    Args:
+      located: the units, from `reading.locate`.
+      source: the opened checkpoint.
+      progress: counts the bytes.
+      memory_budget: bytes.
 
     Raises:
       CheckpointCorruptError: bytes are not what was written.
       DtypeMismatchError: a cast would change a value.
     """
-    check_located(locate(units, source), source, progress, memory_budget)
+    check_located(located, source, progress, memory_budget)
 
 
 def live_values(units: Sequence[Unit], ledger: Ledger) -> LiveOf:
@@ -158,7 +164,9 @@ def _with(error: RestoreError, sentence: str) -> RestoreError:
     return type(error)(text, names=error.names)
 
 
-def assign_units(units: Sequence[Unit], source: Source, ledger: Ledger, live_of: LiveOf, memory_budget: int) -> None:
+def assign_units(
+    located: Sequence[Located], source: Source, ledger: Ledger, live_of: LiveOf, memory_budget: int
+) -> None:
     """Reads, transforms and assigns, in file order: every worker all units.
 
     Raises:
@@ -166,7 +174,7 @@ def assign_units(units: Sequence[Unit], source: Source, ledger: Ledger, live_of:
     """
     ahead = min(memory_budget, _USEFUL)
     spares = Spares(ahead)
-    works = make_works(locate(units, source), source, live_of, spares.blank)
+    works = make_works(located, source, live_of, spares.blank)
     with ledger.accounting(), contextlib.closing(stream(works, ahead)) as results:
         for values in _reading(results):
             ledger.assign(values, spares)

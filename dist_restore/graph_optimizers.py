@@ -38,8 +38,9 @@ class OptimizerNode:
 def find_optimizers(nodes: Sequence[Node]) -> Iterator[OptimizerNode]:
     """The optimizers of a graph, each known by the lists that its library makes."""
     lists = _Lists(nodes)
-    for index, node in enumerate(nodes):
-        edges = dict(node.edges) if node.edges else {}
+    # Most nodes are variables, which have neither edges nor slots.
+    for index, node in [(i, n) for i, n in enumerate(nodes) if n.edges or n.slots]:
+        edges = dict(node.edges)
         if node.slots:
             yield _slotted_optimizer(nodes, index)
         elif "_variables" in edges and "_trainable_variables" in edges:

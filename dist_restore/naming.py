@@ -9,6 +9,7 @@ by one piece of code and equal programs get equal names.
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import heapq
 import itertools
@@ -116,17 +117,27 @@ def name_graph(nodes: Sequence[Node]) -> tuple[tuple[NamedLeaf, ...], tuple[Opti
     _add_slots_without_edges(optimizers, paths)
     flat = _flat_names(nodes, optimizers)
     leaves = {
-        i: _name_leaf(i, node.leaf, paths[i], flat.get(i))
+        i: _name_leaf(i, node.leaf, paths[i], flat.get(i) if flat else None)
         for i, node in enumerate(nodes)
         if node.leaf is not None and i in paths
     }
-    leaves.update((leaf.node, leaf) for leaf in _make_unique(tuple(leaves.values()), paths))
-    # Slots last: they are called after their owners, and these have their final names only now.
+    named = _make_unique(tuple(leaves.values()), paths)
+    if optimizers or _unread_state(nodes, {}):
+        named = _with_slots(nodes, optimizers, paths, {leaf.node: leaf for leaf in named})
+    return tuple(named), tuple(_describe(o, paths) for o in optimizers if o.node in paths)
+
+
+def _with_slots(
+    nodes: Sequence[Node],
+    optimizers: Sequence[OptimizerNode],
+    paths: Mapping[int, list[_Path]],
+    leaves: dict[int, NamedLeaf],
+) -> Iterable[NamedLeaf]:
+    """Slots last: they are called after their owners, and these have their final names only now."""
     leaves.update(_name_unclear(optimizers, leaves))
     slots = _slot_table(optimizers, paths, leaves)
     leaves.update((i, _numbered(leaves[i])) for i in _unread_state(nodes, slots) if i in leaves)
-    named = _make_unique(tuple(_name_slot(x, slots[i]) if i in slots else x for i, x in leaves.items()), paths)
-    return tuple(named), tuple(_describe(o, paths) for o in optimizers if o.node in paths)
+    return _make_unique(tuple(_name_slot(x, slots[i]) if i in slots else x for i, x in leaves.items()), paths)
 
 
 def _check_edges(nodes: Sequence[Node]) -> None:
@@ -204,8 +215,11 @@ def _follow(
     while stack:
         index, path = stack.pop()
         found[index] = [path]
-        if nodes[index].edges:
-            stack += _extend(nodes[index], path, layers.get(index, {}))
+        for child, longer in _extend(nodes[index], path, layers.get(index, {})):
+            if nodes[child].edges:
+                stack.append((child, longer))
+            else:
+                found[child] = [longer]
 
 
 def _extend(node: Node, path: _Path, layers: Mapping[int, LayerName]) -> Iterator[tuple[int, _Path]]:
@@ -223,6 +237,10 @@ def _step(path: _Path, name: str, child: int, layer: LayerName | None) -> _Path:
     weight, text, parent, size, raw, container, kind, visited = path
     first = len(visited) == 1
     raw, visited = name if first else f"{raw}/{name}", (*visited, child)
+    if size and layer is None and container not in LAYER_CONTAINERS and _is_plain(name):  # nearly always
+        positional, counted, private, length, borrowed = weight
+        weight = (positional, counted, private, length + 1, borrowed)
+        return _Path(weight, f"{text}/{name}", text, size + 1, raw, name, kind, visited)
     # `Checkpoint(model)` calls the model `root`; in its checkpoint the model is the root itself.
     if name in TRANSPARENT or (name == "root" and first):
         return _Path(weight, text, parent, size, raw, name, kind, visited)
@@ -246,6 +264,13 @@ def _step(path: _Path, name: str, child: int, layer: LayerName | None) -> _Path:
         weight = (positional, counted, private + name.startswith("_"), length + 1, borrowed)
     segment = name.lstrip("_") or name
     return _Path(weight, f"{text}/{segment}" if size else segment, text, size + 1, raw, name, kind, visited)
+
+
+@functools.lru_cache(maxsize=1 << 12)  # attributes of layers, and places in lists: few, and often
+def _is_plain(name: str) -> bool:
+    """Whether an edge is an attribute or a member that says no more than its name, which begins without underscore."""
+    special = name in TRANSPARENT or name in POSITIONAL_CONTAINERS or name.startswith("_")
+    return not special and _POSITIONAL_EDGE.match(name) is None
 
 
 def _layer_names(nodes: Sequence[Node]) -> dict[int, dict[int, LayerName]]:
@@ -323,7 +348,8 @@ def _leaves_below(nodes: Sequence[Node], index: int) -> Iterator[tuple[Leaf, int
 
 def _unread_state(nodes: Sequence[Node], slots: Mapping[int, Slot]) -> list[int]:
     """State of which nobody knows what it is: it has numbers, and these say nothing across programs."""
-    return [i for node in nodes for i in state_of_keras_2(nodes, node) if i not in slots]
+    several = [node for node in nodes if len(node.edges) > 1]
+    return [i for node in several for i in state_of_keras_2(nodes, node) if i not in slots]
 
 
 def _numbered(leaf: NamedLeaf) -> NamedLeaf:
@@ -381,9 +407,11 @@ def _slot_table(
 
 def _name_leaf(index: int, leaf: Leaf, paths: list[_Path], flat: str | None) -> NamedLeaf:
     first = paths[0]
-    if len(paths) == 1 and first.raw == first.text and first.text and not flat:  # so it is in plain modules
-        own = () if leaf.full_name in ("", first.text) else (Alias(leaf.full_name, AliasKind.POSITIONAL),)
-        return NamedLeaf(index, leaf, first.text, first.kind, own, None)
+    text = first.text
+    if text == first.raw and len(paths) == 1 and text and not flat:  # so it is in plain modules
+        full_name = leaf.full_name
+        own = () if full_name == text or not full_name else (Alias(full_name, AliasKind.POSITIONAL),)
+        return NamedLeaf(index, leaf, text, first.kind, own, None)
     names: dict[str, AliasKind] = {}  # of equal names the first, most semantic one counts
     for path in paths:
         names.setdefault(path.text, path.kind)
@@ -394,7 +422,7 @@ def _name_leaf(index: int, leaf: Leaf, paths: list[_Path], flat: str | None) -> 
     names.setdefault(leaf.full_name, AliasKind.POSITIONAL)
     if flat:
         names.setdefault(flat, AliasKind.FLAT)
-    name = first.text or leaf.full_name or leaf.key
+    name = text or leaf.full_name or leaf.key
     return NamedLeaf(index, leaf, name, first.kind, _aliases(names, name), None)
 
 

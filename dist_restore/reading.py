@@ -409,7 +409,8 @@ def _start_batch(units: Sequence[Unit], neighbours: Neighbours, source: Source, 
         values: Values = []
         for unit, part, place in zip(units, parts, neighbours.places, strict=True):
             read = unit.reads[0]
-            array = part.view(numpy_dtype(read.spec.dtype)).reshape(read.spec.shape)
+            spec = read.spec
+            array = part.view(numpy_dtype(spec.dtype)).reshape(spec.shape)
             for entry in unit.entries:
                 if is_copy(entry):
                     values.append(Value(entry, array, place.crc32c))

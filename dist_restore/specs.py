@@ -94,7 +94,7 @@ class Alias(NamedTuple):
     kind: AliasKind
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class TensorSpec:
     """Shape and dtype of a tensor.
 
@@ -106,17 +106,18 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
 
-    @property
+    # Kept, because most tensors of an index share a few specs, and each is asked several times.
+    @functools.cached_property
     def elements(self) -> int:
         """Number of elements (1 for a scalar)."""
         return math.prod(self.shape)
 
-    @property
+    @functools.cached_property
     def nbytes(self) -> int:
         """Bytes of the elements; 0 for strings, whose size only the file knows."""
         return self.elements * ITEM_SIZES.get(self.dtype, 0)
 
-    @property
+    @functools.cached_property
     def is_object(self) -> bool:
         """Whether it stands for an object that is restored by a method of its own, not for a tensor."""
         return self.dtype == ITERATOR or self.dtype.startswith((_TABLE, _DENSE_TABLE))
@@ -196,8 +197,7 @@ class Place:
     layer_class: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SourceTensor:
+class SourceTensor(NamedTuple):
     """One tensor of a checkpoint, as everybody but its `Source` sees it.
 
     Attributes:
@@ -279,8 +279,7 @@ class CheckpointIndex:
         return _fingerprint([f"{t.name}\0{texts.of(t.spec)}\0{t.key}\0{_slot_text(t.slot)}" for t in self.tensors])
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TargetVariable:
+class TargetVariable(NamedTuple):
     """One live variable, as everybody but `targets` and `assign` sees it.
 
     Attributes:

@@ -94,7 +94,9 @@ class OptimizerState:
 
     def keep_reason(self, target: TargetVariable) -> str:
         """Why a variable may keep its value: it is a loss scale's own, and the checkpoint's optimizer has none."""
-        optimizer = target.name.rpartition("/")[0] if self._my_wrappers else ""
+        if not self._my_wrappers:
+            return ""
+        optimizer = target.name.rpartition("/")[0]
         if optimizer not in self._my_wrappers or self._ours[optimizer].family != _LOSS_SCALE:
             return ""
         return "the LossScaleOptimizer's own state, and the checkpoint's optimizer is not wrapped in one"

@@ -147,12 +147,12 @@ class _Resolution:
         own = self._state.keep_reason(variable)
         if own:
             return Owner(unfilled(variable, Status.KEPT, own, evidence="the optimizer is wrapped now"), None)
-        doubt = self._state.doubt(variable, outcome.source) if isinstance(outcome, Match) else ""
-        if isinstance(outcome, Match) and doubt:
-            outcome = Conflict((outcome.source,), doubt)
-        if isinstance(outcome, Match):
-            return self._filled(variable, Choice((outcome.source,), (), outcome.evidence))
-        return Owner(self._unfilled(variable, outcome), None)
+        if not isinstance(outcome, Match):
+            return Owner(self._unfilled(variable, outcome), None)
+        doubt = self._state.doubt(variable, outcome.source)
+        if doubt:
+            return Owner(self._unfilled(variable, Conflict((outcome.source,), doubt)), None)
+        return self._filled(variable, Choice((outcome.source,), (), outcome.evidence))
 
     def _filled(self, variable: TargetVariable, choice: Choice) -> Owner:
         entry = build_entry(variable, choice)

@@ -194,7 +194,7 @@ def _tensor(part: Part, tensor: SourceTensor) -> SourceTensor:
         slot = dataclasses.replace(slot, owner=part.named(slot.owner), optimizer=part.named(slot.optimizer))
     aliases = tuple([Alias(part.named(alias.name), alias.kind) for alias in tensor.aliases])
     name = part.named(tensor.name)
-    return dataclasses.replace(tensor, name=name, aliases=aliases, slot=slot, part=part.name)
+    return tensor._replace(name=name, aliases=aliases, slot=slot, part=part.name)
 
 
 def _optimizer(part: Part, optimizer: OptimizerInfo) -> OptimizerInfo:

@@ -7,7 +7,6 @@ slots as the class makes. Whatever is not proved stays a tensor like others. Nam
 from __future__ import annotations
 
 import collections
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -98,7 +97,7 @@ def _mark(owner: str, optimizer: str, members: Sequence[_Found]) -> Iterable[Sou
         roles = roles_of_tf1_slots(word, len(slots))
         if [s.number for s in slots] == list(range(len(roles))):
             for slot, role in zip(slots, roles, strict=True):
-                yield dataclasses.replace(slot.tensor, slot=Slot(role, owner, optimizer))
+                yield slot.tensor._replace(slot=Slot(role, owner, optimizer))
 
 
 def _describe(slots: Iterable[SourceTensor]) -> tuple[OptimizerInfo, ...]:
@@ -121,4 +120,4 @@ def _counted_steps(table: Mapping[str, SourceTensor], optimizers: Sequence[Optim
     own = [o.name for o in optimizers if o.family != SHADOWS]
     powers = sum(1 for name in table if _POWER.match(name.rpartition("/")[2]))
     if step is not None and step.spec.shape == () and len(own) == 1 and powers <= 1:
-        yield dataclasses.replace(step, aliases=(*step.aliases, Alias(f"{own[0]}/iterations", AliasKind.POSITIONAL)))
+        yield step._replace(aliases=(*step.aliases, Alias(f"{own[0]}/iterations", AliasKind.POSITIONAL)))

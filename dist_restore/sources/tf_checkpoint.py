@@ -232,11 +232,15 @@ def _with_parts(nodes: list[Node], bundle: Bundle) -> list[Node]:
 
 def _node(proto: trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject, others: _Others) -> Node:
     """One object; what it has that is no variable's value is added to `others`."""
-    # Lists, not generators: half of the time where most objects have one attribute, or children, and nothing else.
-    leaves = [Leaf(a.checkpoint_key, a.full_name) for a in proto.attributes if a.name == _VALUE]
-    if len(leaves) < len(proto.attributes):
-        state = others.leaf((a.name, a.checkpoint_key) for a in proto.attributes if a.name != _VALUE)
+    # Each look at a field of a proto takes as long as making a tuple, so no field is looked at twice or for nothing.
+    attributes, children, slots = proto.attributes, proto.children, proto.slot_variables
+    leaves = [Leaf(a.checkpoint_key, a.full_name) for a in attributes if a.name == _VALUE]
+    if attributes and len(leaves) < len(attributes):
+        state = others.leaf((a.name, a.checkpoint_key) for a in attributes if a.name != _VALUE)
         leaves += [] if state is None else [state]
-    edges = tuple([(c.local_name, c.node_id) for c in proto.children])
-    slots = [(s.original_variable_node_id, s.slot_name, s.slot_variable_node_id) for s in proto.slot_variables]
-    return Node(edges, leaves[0] if leaves else None, slots=tuple(slots))
+    leaf = leaves[0] if leaves else None
+    if not children and not slots:
+        return Node((), leaf)
+    edges = tuple([(c.local_name, c.node_id) for c in children])
+    kept = [(s.original_variable_node_id, s.slot_name, s.slot_variable_node_id) for s in slots]
+    return Node(edges, leaf, slots=tuple(kept))
