@@ -92,8 +92,7 @@ def _start_other(name: str, source: Source) -> Started[int]:
 
 def _start_small(neighbours: Neighbours, source: DirectSource) -> Started[int]:
     def task() -> None:
-        for _ in neighbours.read(source, _scratch(neighbours.places[0].offset)):
-            pass
+        neighbours.read(source, _scratch(neighbours.places[0].offset))
 
     return Started((task,), lambda: neighbours.size)
 

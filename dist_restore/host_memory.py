@@ -107,7 +107,10 @@ def _is_plain(component: tf.Variable) -> bool:
 
 def has_shape(variable: tf.Variable, shape: tuple[int, ...]) -> bool:
     """Whether a variable has a shape; to make a `TensorShape` for that takes 4 us."""
-    return variable.shape.rank is not None and variable.shape.as_list() == list(shape)
+    try:
+        return bool(variable.shape.as_list() == list(shape))
+    except ValueError:  # of unknown rank
+        return False
 
 
 def write(component: tf.Variable, tensor: tf.Tensor) -> None:

@@ -7,6 +7,7 @@ the plain lists, dicts and helper objects of Keras 3 layers, which it does not.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from dist_restore.errors import UnbuiltModelError
 from dist_restore.graph import LayerName, Leaf, Node
 from dist_restore.naming import POSITIONAL_CONTAINERS
 from dist_restore.objects import is_stateful
-from dist_restore.sharded import is_sharded, parts_of
+from dist_restore.sharded import is_sharded, is_sharded_class, parts_of
 from dist_restore.specs import Group, snake_case
 
 # Keras' own bookkeeping (3.0 - 3.15): everything in it is reached by another, better edge.
@@ -148,8 +149,9 @@ class _Walker:
             seen = len(self._objects)
 
     def refuse_unbuilt(self) -> None:
-        unbuilt = [o for o in self._objects if isinstance(o, self._layers) and not o.built and not _is_lookup(o)]
-        self._refuse_uncalled()
+        others = [o for o in self._objects if not _is_variable(o)]
+        unbuilt = [o for o in others if isinstance(o, self._layers) and not o.built and not _is_lookup(o)]
+        _refuse_uncalled(others)
         if unbuilt:
             names = ", ".join(f"{o.name!r} ({type(o).__name__})" for o in unbuilt[:8])
             raise UnbuiltModelError(
@@ -158,26 +160,9 @@ class _Walker:
                 "or model.build(shape) under strategy.scope() first; remove a layer that is never called.",
                 names=tuple(o.name for o in unbuilt),
             )
-        for item in self._objects:
+        for item in others:
             if keras2.is_optimizer(item) and not keras2.is_built(item):
                 raise _slotless(item, models=None)
-
-    def _refuse_uncalled(self) -> None:
-        """Modules that make their variables at the first call, where they say so, as Sonnet's do."""
-        lazy = {kind for kind in set(map(type, self._objects)) if _has_first_call(kind)}
-        uncalled = [
-            o
-            for o in (self._objects if lazy else ())
-            if type(o) in lazy and isinstance(o, tf.Module) and not getattr(o, "_snt_once", None)
-        ]
-        if uncalled:
-            names = ", ".join(f"{o.name!r} ({type(o).__name__})" for o in uncalled[:8])
-            raise UnbuiltModelError(
-                f"{len(uncalled)} module(s) were never called, so their variables do not exist yet and would be made "
-                f"with initial values after the restore: {names}. Call the model on a batch, and apply the optimizer "
-                "once (its slots are made then), under strategy.scope(); remove a module that is never called.",
-                names=tuple(o.name for o in uncalled),
-            )
 
     def graph(self, root: object) -> LiveGraph:
         facts = _Facts(self._objects, self._edges, self._slots, root)
@@ -202,6 +187,22 @@ class _Walker:
         layer = LayerName(item.name, _is_counted(item)) if isinstance(item, self._layers) else None
         family = type(item).__name__.lower() if _is_optimizer(item) else ""
         return Node(edges, leaf, layer, family, self._slots.get(index, ()))
+
+
+def _refuse_uncalled(objects: Sequence[object]) -> None:
+    """Modules that make their variables at the first call, where they say so, as Sonnet's do."""
+    lazy = {kind for kind in set(map(type, objects)) if _has_first_call(kind)}
+    uncalled = [
+        o for o in objects if type(o) in lazy and isinstance(o, tf.Module) and not getattr(o, "_snt_once", None)
+    ]
+    if uncalled:
+        names = ", ".join(f"{o.name!r} ({type(o).__name__})" for o in uncalled[:8])
+        raise UnbuiltModelError(
+            f"{len(uncalled)} module(s) were never called, so their variables do not exist yet and would be made "
+            f"with initial values after the restore: {names}. Call the model on a batch, and apply the optimizer "
+            "once (its slots are made then), under strategy.scope(); remove a module that is never called.",
+            names=tuple(o.name for o in uncalled),
+        )
 
 
 class _Facts:
@@ -397,7 +398,13 @@ def _is_lookup(item: keras.Layer) -> bool:
 
 def _is_variable(item: object) -> bool:
     """Whether it is one; a sharded variable is one, whose parts nobody names."""
-    return isinstance(item, tf.Variable) or is_sharded(item)
+    kind: object = item.__class__
+    return _is_variable_class(kind)
+
+
+@functools.lru_cache(maxsize=1 << 10)  # `isinstance` takes 0.4 us, for tf.Variable has an abstract base class
+def _is_variable_class(kind: object) -> bool:
+    return isinstance(kind, type) and (issubclass(kind, tf.Variable) or is_sharded_class(kind))
 
 
 def _is_bare(root: object) -> bool:

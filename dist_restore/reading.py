@@ -365,15 +365,19 @@ class Neighbours:
         self.names.append(name)
         self.places.append(place)
 
-    def read(self, source: DirectSource, data: np.ndarray) -> Iterator[np.ndarray]:
-        """Reads all into the first bytes of an array; gives those of each tensor, checked if there is a checksum."""
+    def read(self, source: DirectSource, data: np.ndarray) -> None:
+        """Reads all into the first bytes of an array, and checks each tensor that has a checksum."""
         source.read_stored(self.names[0], 0, data[: self.size])
-        begin = self.places[0].offset
-        for name, place in zip(self.names, self.places, strict=True):
-            part = data[place.offset - begin : place.offset - begin + place.size]
-            if place.crc32c is not None and (crc := checksum.extend(0, part)) != place.crc32c:
-                require_checksum(source, name, place, crc)
-            yield part
+        view = data.data  # its parts are made in half of the time that an array's take
+        for name, place, begin in zip(self.names, self.places, self.begins(), strict=True):
+            crc = place.crc32c
+            if crc is not None and (found := checksum.extend(0, view[begin : begin + place.size])) != crc:
+                require_checksum(source, name, place, found)
+
+    def begins(self) -> list[int]:
+        """Where each tensor begins in what is read."""
+        first = self.places[0].offset
+        return [place.offset - first for place in self.places]
 
 
 class _Batch:
@@ -402,15 +406,14 @@ class _Batch:
 
 def _start_batch(units: Sequence[Unit], neighbours: Neighbours, source: Source, live_of: LiveOf) -> Started[Values]:
     assert isinstance(source, DirectSource)
-    parts: list[np.ndarray] = []
     data = np.empty(neighbours.size, np.uint8)
 
     def finish() -> Values:
         values: Values = []
-        for unit, part, place in zip(units, parts, neighbours.places, strict=True):
+        for unit, place, begin in zip(units, neighbours.places, neighbours.begins(), strict=True):
             read = unit.reads[0]
             spec = read.spec
-            array = part.view(numpy_dtype(spec.dtype)).reshape(spec.shape)
+            array = np.ndarray(spec.shape, numpy_dtype(spec.dtype), data, begin)
             for entry in unit.entries:
                 if is_copy(entry):
                     values.append(Value(entry, array, place.crc32c))
@@ -418,4 +421,4 @@ def _start_batch(units: Sequence[Unit], neighbours: Neighbours, source: Source, 
                     values.append(Value(entry, transform(entry, {read.name: array}, source, live_of(entry)), None))
         return values
 
-    return Started((lambda: parts.extend(neighbours.read(source, data)),), finish)
+    return Started((lambda: neighbours.read(source, data),), finish)

@@ -14,7 +14,12 @@ import tensorflow as tf
 
 def is_sharded(item: object) -> bool:
     """Whether an object is a sharded variable."""
-    return type(item).__name__ == "ShardedVariable" and not isinstance(item, tf.Variable)
+    return is_sharded_class(type(item))
+
+
+def is_sharded_class(kind: type) -> bool:
+    """Whether objects of a class are sharded variables."""
+    return kind.__name__ == "ShardedVariable" and not issubclass(kind, tf.Variable)
 
 
 def parts_of(variable: tf.Variable) -> tuple[tf.Variable, ...] | None:

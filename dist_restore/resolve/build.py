@@ -47,7 +47,7 @@ def build_entry(target: TargetVariable, choice: Choice) -> PlanEntry:
     """
     specs = tuple([s.spec for s in choice.sources])
     if not choice.ops and len(specs) == 1 and specs[0] == target.spec:
-        return _copy(target, choice, specs)  # most of a restore, and many times faster
+        return _copy(target, choice)  # most of a restore, and many times faster
     if target.spec.is_object or any(spec.is_object for spec in specs):
         return _problem(target, choice, Problem.DTYPE, _object_reason(target, choice))
     seed = zlib.crc32(target.name.encode("utf-8", "surrogatepass"))  # same on all workers and in all runs
@@ -136,7 +136,7 @@ def _with_cast(ops: tuple[Op, ...], result: TensorSpec, target: TargetVariable) 
     return ops if result.dtype == target.spec.dtype else (*ops, Cast(target.spec.dtype))
 
 
-def _copy(target: TargetVariable, choice: Choice, specs: tuple[TensorSpec, ...]) -> PlanEntry:
+def _copy(target: TargetVariable, choice: Choice) -> PlanEntry:
     """What `_entry` gives for a source of the target's shape and dtype, without ops."""
     (source,), spec = choice.sources, target.spec
     status = Status.EXACT if source.own_name == target.name else Status.RENAMED
@@ -150,7 +150,7 @@ def _copy(target: TargetVariable, choice: Choice, specs: tuple[TensorSpec, ...])
         "",
         spec.nbytes,
         spec,
-        specs,
+        (spec,),
         target.group,
         spec.elements,
     )

@@ -86,9 +86,10 @@ def _claims(
 ) -> dict[str, list[_Claim]]:
     """Target -> every claim that a semantic name of it makes, its canonical name first."""
     claims: dict[str, list[_Claim]] = collections.defaultdict(list)
+    theirs = alignment.names
     for name, target in targets.own_names(_SEMANTIC).items():
-        for source in alignment.names.get(name, ()):
-            claims[target.name].append(_claim(target, name, source, alignment))
+        if name in theirs:
+            claims[target.name] += [_claim(target, name, source, alignment) for source in theirs[name]]
     flat = _unique_flat(sources)
     for target in targets.open if flat else ():
         for alias in _flat_aliases(target.aliases):
@@ -145,7 +146,7 @@ def _refuse_unequal_flat(
             )
 
 
-def _unique_flat(sources: Side[SourceTensor]) -> dict[str, SourceTensor]:
+def _unique_flat(sources: Side[SourceTensor]) -> Mapping[str, SourceTensor]:
     return sources.own_names((AliasKind.FLAT,))
 
 

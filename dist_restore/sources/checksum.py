@@ -10,7 +10,7 @@ from fastcrc import crc32
 _MASK_DELTA = 0xA282EAD8
 
 
-def extend(crc: int, data: bytes | np.ndarray) -> int:
+def extend(crc: int, data: bytes | memoryview | np.ndarray) -> int:
     """The CRC32C of what `crc` is the checksum of, followed by `data` (contiguous bytes, of any size)."""
     # `data` is a buffer already; the library lets other threads run meanwhile, which google-crc32c does not.
     return crc32.iscsi(data.data if isinstance(data, np.ndarray) else data, crc)
