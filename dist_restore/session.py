@@ -162,8 +162,8 @@ class Session:
                 f"The chief applies the plan {plan.digest[:12]}, and this worker {given.digest[:12]}."
             )
         source = self._source or self._look()
-        # What was planned here a moment ago, out of these two, need not be compared with them: 4 us a variable.
-        if given is not None or self._talk.rank != 0:
+        # What a single process planned a moment ago, out of these two, need not be compared with them: 4 us a variable.
+        if given is not None or self._talk.world_size > 1:
             require_targets(plan, targets.index)
             if source is not None:
                 require_checkpoint(plan, source.index())
