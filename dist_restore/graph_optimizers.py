@@ -127,7 +127,7 @@ def _states(nodes: Sequence[Node], container: int) -> list[keras2_slots.State]:
 
 def _owners(nodes: Sequence[Node]) -> keras2_slots.Owners:
     """The variables that are no state of an optimizer of Keras 2: by full names and, those in parts, by shapes."""
-    state = {child for node in nodes for child in state_of_keras_2(nodes, node)}
+    state = set(state_of_keras_2(nodes))
     state |= {slot for node in nodes for _, _, slot in node.slots}
     names: dict[str, list[int]] = collections.defaultdict(list)
     shapes: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
@@ -147,12 +147,13 @@ def _single(groups: Mapping[_Key, Sequence[int]]) -> dict[_Key, int]:
     return {key: indexes[0] for key, indexes in groups.items() if len(indexes) == 1}
 
 
-def state_of_keras_2(nodes: Sequence[Node], node: Node) -> Iterator[int]:
-    """What an optimizer of Keras 2 of the new style keeps; nothing, where the node is none."""
-    edges = dict(node.edges) if len(node.edges) > 1 else {}
-    if edges.keys() >= keras2_slots.NEW_STYLE and "_trainable_variables" not in edges:
-        own = {child for _, child in node.edges}
-        yield from (child for name, child in nodes[edges["_variables"]].edges if child not in own)
+def state_of_keras_2(nodes: Sequence[Node]) -> Iterator[int]:
+    """What optimizers of Keras 2 of the new style keep."""
+    for node in nodes:
+        edges = dict(node.edges) if len(node.edges) > 1 else {}  # most nodes have none
+        if edges.keys() >= keras2_slots.NEW_STYLE and "_trainable_variables" not in edges:
+            own = {child for _, child in node.edges}
+            yield from (child for name, child in nodes[edges["_variables"]].edges if child not in own)
 
 
 def _keras_optimizer(nodes: Sequence[Node], index: int, edges: Mapping[str, int]) -> OptimizerNode:

@@ -25,7 +25,7 @@ try:
 except ImportError:  # another TensorFlow
     _PRIVATE = False
 else:
-    _PRIVATE = True
+    _PRIVATE = hasattr(context, "anonymous_name")
 
 # Dtypes that the Empty op has a kernel for on CPUs.
 DTYPES = frozenset(
@@ -138,7 +138,7 @@ class Replacer:
           The memory of the old value. None where somebody may hold the old value still, or where it was not in this
           host's memory.
         """
-        old = [_read(component)] if _is_here(component) else []
+        old = [_read(component.handle, component.dtype)] if _is_here(component) else []
         write(component, tensor)
         try:
             return self._unless_shared(old) if old else None
@@ -161,7 +161,7 @@ class Replacer:
         eager, call = context.context(), pywrap_tfe.TFE_Py_FastPathExecute
         call(eager, "ResourceStridedSliceAssign", None, probe, *empty_slice, nothing)
         call(eager, "DisableCopyOnRead", None, probe)  # which that update enabled: reading would be copying
-        held = call(eager, "ReadVariableOp", None, probe, "dtype", dtype.as_datatype_enum)
+        held = _read(probe, dtype)
         _assign(probe, nothing)
         array = held._numpy()
         return Blank(held, array) if array.ctypes.data == place and array.flags.writeable else None
@@ -196,14 +196,13 @@ def view(component: tf.Variable) -> np.ndarray:
     """What a component holds now, without a copy where that is possible; to be read at once, and let go."""
     if not _PRIVATE or not _is_plain(component):
         return np.asarray(component.numpy())
-    return np.asarray(_read(component)._numpy())
+    return np.asarray(_read(component.handle, component.dtype)._numpy())
 
 
-def _read(component: tf.Variable) -> tf.Tensor:
-    """The value of a plain component; it shares the component's memory."""
-    dtype = component.dtype.as_datatype_enum
+def _read(handle: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """The value of a plain variable; it shares the variable's memory."""
     return pywrap_tfe.TFE_Py_FastPathExecute(
-        context.context(), "ReadVariableOp", None, component.handle, "dtype", dtype
+        context.context(), "ReadVariableOp", None, handle, "dtype", dtype.as_datatype_enum
     )
 
 

@@ -153,12 +153,12 @@ class _Walker:
         unbuilt = [o for o in others if isinstance(o, self._layers) and not o.built and not _is_lookup(o)]
         _refuse_uncalled(others)
         if unbuilt:
-            names = ", ".join(f"{o.name!r} ({type(o).__name__})" for o in unbuilt[:8])
-            raise UnbuiltModelError(
-                f"{len(unbuilt)} layer(s) are not built, so their variables do not exist yet and would be created "
-                f"with random values after the restore: {names}. Call the model on a batch (model(tf.zeros(shape))) "
-                "or model.build(shape) under strategy.scope() first; remove a layer that is never called.",
-                names=tuple(o.name for o in unbuilt),
+            raise _unready(
+                unbuilt,
+                "layer(s) are not built, so their variables do not exist yet and would be created with random values "
+                "after the restore",
+                "Call the model on a batch (model(tf.zeros(shape))) or model.build(shape) under strategy.scope() "
+                "first; remove a layer that is never called.",
             )
         for item in others:
             if keras2.is_optimizer(item) and not keras2.is_built(item):
@@ -196,13 +196,18 @@ def _refuse_uncalled(objects: Sequence[object]) -> None:
         o for o in objects if type(o) in lazy and isinstance(o, tf.Module) and not getattr(o, "_snt_once", None)
     ]
     if uncalled:
-        names = ", ".join(f"{o.name!r} ({type(o).__name__})" for o in uncalled[:8])
-        raise UnbuiltModelError(
-            f"{len(uncalled)} module(s) were never called, so their variables do not exist yet and would be made "
-            f"with initial values after the restore: {names}. Call the model on a batch, and apply the optimizer "
-            "once (its slots are made then), under strategy.scope(); remove a module that is never called.",
-            names=tuple(o.name for o in uncalled),
+        raise _unready(
+            uncalled,
+            "module(s) were never called, so their variables do not exist yet and would be made with initial values "
+            "after the restore",
+            "Call the model on a batch, and apply the optimizer once (its slots are made then), under "
+            "strategy.scope(); remove a module that is never called.",
         )
+
+
+def _unready(objects: Sequence[keras.Layer | tf.Module], trouble: str, advice: str) -> UnbuiltModelError:
+    names = ", ".join(f"{o.name!r} ({type(o).__name__})" for o in objects[:8])
+    return UnbuiltModelError(f"{len(objects)} {trouble}: {names}. {advice}", names=tuple(o.name for o in objects))
 
 
 class _Facts:
@@ -251,7 +256,7 @@ class _Facts:
             stateful,
             index in self._saved,
             "seed" if index in self._seeds else "metric" if index in self._metrics else "",
-            self._settings.get(id(variable), "") if self._settings else "",
+            self._settings.get(id(variable), ""),
             self._group(index),
             path,
             path if scoped else "",
@@ -259,7 +264,7 @@ class _Facts:
             self._shorter(path) if scoped else (),
             id(variable) == self._save_counter,
             self._classes.get(index, ""),
-            tuple(sorted(self._members[index])) if index in self._members else (),
+            tuple(sorted(self._members.get(index, ()))),
         )
 
     def _layer_classes(self) -> dict[int, str]:

@@ -9,7 +9,6 @@ by one piece of code and equal programs get equal names.
 from __future__ import annotations
 
 import collections
-import functools
 import hashlib
 import heapq
 import itertools
@@ -117,7 +116,7 @@ def name_graph(nodes: Sequence[Node]) -> tuple[tuple[NamedLeaf, ...], tuple[Opti
     _add_slots_without_edges(optimizers, paths)
     flat = _flat_names(nodes, optimizers)
     leaves = {
-        i: _name_leaf(i, node.leaf, paths[i], flat.get(i) if flat else None)
+        i: _name_leaf(i, node.leaf, paths[i], flat.get(i))
         for i, node in enumerate(nodes)
         if node.leaf is not None and i in paths
     }
@@ -215,11 +214,8 @@ def _follow(
     while stack:
         index, path = stack.pop()
         found[index] = [path]
-        for child, longer in _extend(nodes[index], path, layers.get(index, {})):
-            if nodes[child].edges:
-                stack.append((child, longer))
-            else:
-                found[child] = [longer]
+        if nodes[index].edges:
+            stack += _extend(nodes[index], path, layers.get(index, {}))
 
 
 def _extend(node: Node, path: _Path, layers: Mapping[int, LayerName]) -> Iterator[tuple[int, _Path]]:
@@ -237,10 +233,6 @@ def _step(path: _Path, name: str, child: int, layer: LayerName | None) -> _Path:
     weight, text, parent, size, raw, container, kind, visited = path
     first = len(visited) == 1
     raw, visited = name if first else f"{raw}/{name}", (*visited, child)
-    if size and layer is None and container not in LAYER_CONTAINERS and _is_plain(name):  # nearly always
-        positional, counted, private, length, borrowed = weight
-        weight = (positional, counted, private, length + 1, borrowed)
-        return _Path(weight, f"{text}/{name}", text, size + 1, raw, name, kind, visited)
     # `Checkpoint(model)` calls the model `root`; in its checkpoint the model is the root itself.
     if name in TRANSPARENT or (name == "root" and first):
         return _Path(weight, text, parent, size, raw, name, kind, visited)
@@ -264,13 +256,6 @@ def _step(path: _Path, name: str, child: int, layer: LayerName | None) -> _Path:
         weight = (positional, counted, private + name.startswith("_"), length + 1, borrowed)
     segment = name.lstrip("_") or name
     return _Path(weight, f"{text}/{segment}" if size else segment, text, size + 1, raw, name, kind, visited)
-
-
-@functools.lru_cache(maxsize=1 << 12)  # attributes of layers, and places in lists: few, and often
-def _is_plain(name: str) -> bool:
-    """Whether an edge is an attribute or a member that says no more than its name, which begins without underscore."""
-    special = name in TRANSPARENT or name in POSITIONAL_CONTAINERS or name.startswith("_")
-    return not special and _POSITIONAL_EDGE.match(name) is None
 
 
 def _layer_names(nodes: Sequence[Node]) -> dict[int, dict[int, LayerName]]:
@@ -348,8 +333,7 @@ def _leaves_below(nodes: Sequence[Node], index: int) -> Iterator[tuple[Leaf, int
 
 def _unread_state(nodes: Sequence[Node], slots: Mapping[int, Slot]) -> list[int]:
     """State of which nobody knows what it is: it has numbers, and these say nothing across programs."""
-    several = [node for node in nodes if len(node.edges) > 1]
-    return [i for node in several for i in state_of_keras_2(nodes, node) if i not in slots]
+    return [i for i in state_of_keras_2(nodes) if i not in slots]
 
 
 def _numbered(leaf: NamedLeaf) -> NamedLeaf:

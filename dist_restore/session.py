@@ -247,7 +247,7 @@ class Session:
 
     def _locate(self, units: tuple[Unit, ...], source: Source) -> Sequence[Located]:
         """Where units lie; both passes ask for the same ones."""
-        if self._located[0] is not units:
+        if self._located[0] != units:  # quick where they are the same objects
             self._located = units, locate(units, source)
         return self._located[1]
 

@@ -29,7 +29,7 @@ class Spares:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._held, self._shared = limit, 0, 0
+        self._limit, self._shared = limit, 0
         self._replacer = Replacer()
         self._waiting: collections.deque[Blank] = collections.deque()
 
@@ -38,7 +38,7 @@ class Spares:
         size = math.prod(shape)
         for spare in self._waiting:
             if spare.array.size == size and spare.tensor.dtype.name == dtype:
-                self._remove(spare)
+                self._waiting.remove(spare)
                 return host_memory.reshaped(spare, shape)
         return host_memory.blank(shape, dtype)
 
@@ -52,12 +52,12 @@ class Spares:
         if old is not None:
             self._keep(old)
 
+    @property
+    def _held(self) -> int:
+        """Bytes that wait."""
+        return sum(blank.array.nbytes for blank in self._waiting)
+
     def _keep(self, blank: Blank) -> None:
         while self._held + blank.array.nbytes > self._limit:
-            self._remove(self._waiting[0])
+            self._waiting.popleft()
         self._waiting.append(blank)
-        self._held += blank.array.nbytes
-
-    def _remove(self, blank: Blank) -> None:
-        self._waiting.remove(blank)
-        self._held -= blank.array.nbytes

@@ -74,8 +74,8 @@ def find_targets(root: Restorable, strategy: tf.distribute.Strategy | None = Non
     specs = _Specs()
     variables = tuple([_target(leaf, graph, specs) for leaf in leaves])
     found = [(leaf.name, graph.leaves[leaf.node]) for leaf in leaves]
+    handles = tuple([(name, live.variable) for name, live in found if not live.is_stateful])
     objects = tuple([(name, live.variable) for name, live in found if live.is_stateful])
-    handles = tuple([(name, live.variable) for name, live in found if not (objects and live.is_stateful)])
     return Targets(TargetIndex(variables, optimizers), handles, objects, strategy or common_strategy(handles))
 
 
@@ -117,8 +117,6 @@ def _target(leaf: NamedLeaf, graph: LiveGraph, specs: _Specs) -> TargetVariable:
 
 
 def _keep_reason(live: LiveLeaf) -> str:
-    if live.saved and not (live.is_stateful or live.is_save_counter or live.setting):  # nearly always
-        return ""
     if live.is_stateful:
         return _OBJECT_REASON
     if live.is_save_counter:

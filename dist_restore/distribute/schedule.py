@@ -48,9 +48,6 @@ class Unit(NamedTuple):
 def make_units(entries: Sequence[PlanEntry]) -> tuple[Unit, ...]:
     """Groups the entries of variables that are filled into units, in the order of their first entry."""
     filled = [e for e in entries if e.filled and not e.spec.is_object]
-    firsts = {e.sources[0] for e in filled if len(e.sources) == 1}
-    if len(firsts) == len(filled):  # nearly always: each from one tensor of its own
-        return tuple([Unit(_reads((entry,)), (entry,)) for entry in filled])
     groups = _connected(filled)
     return tuple(Unit(_reads(group), tuple(group)) for group in groups)
 

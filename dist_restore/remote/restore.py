@@ -92,7 +92,7 @@ class Remote:
     @property
     def client_reads(self) -> tuple[Unit, ...]:
         """Units that this process reads: its own, and what it sends."""
-        return self._division.local + self._division.sent
+        return (*self._division.local, *self._division.sent)
 
     @property
     def is_needed(self) -> bool:

@@ -146,7 +146,7 @@ def _refuse_unequal_flat(
             )
 
 
-def _unique_flat(sources: Side[SourceTensor]) -> Mapping[str, SourceTensor]:
+def _unique_flat(sources: Side[SourceTensor]) -> dict[str, SourceTensor]:
     return sources.own_names((AliasKind.FLAT,))
 
 

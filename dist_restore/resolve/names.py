@@ -22,17 +22,9 @@ class Side(Generic[Named]):
 
     open: Sequence[Named]
     all: Sequence[Named]
-    _known: dict[tuple[AliasKind, ...], Mapping[str, Named]] = dataclasses.field(
-        default_factory=dict, compare=False, repr=False
-    )
 
-    def own_names(self, kinds: tuple[AliasKind, ...]) -> Mapping[str, Named]:
-        """The names of these kinds that mean one item only, of what is open; made once."""
-        if kinds not in self._known:
-            self._known[kinds] = self._own_names(kinds)
-        return self._known[kinds]
-
-    def _own_names(self, kinds: tuple[AliasKind, ...]) -> Mapping[str, Named]:
+    def own_names(self, kinds: Sequence[AliasKind]) -> dict[str, Named]:
+        """The names of these kinds that mean one item only, of what is open."""
         names = own_names(self.all, kinds)
         if len(self.open) == len(self.all):
             return names
