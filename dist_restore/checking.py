@@ -7,27 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dist_restore.distribute.schedule import Unit
 from dist_restore.entries import PlanEntry
+from dist_restore.pieces import SCRATCH, joined, pieces_of, read_checked, require_checksum, scratch
 from dist_restore.piecewise import cost_of, is_piecewise
 from dist_restore.pipeline import Started, Work, stream
-from dist_restore.reading import (
-    SCRATCH,
-    Located,
-    Neighbours,
-    joined,
-    pieces_of,
-    read_checked,
-    read_piecewise,
-    read_whole,
-    require_checksum,
-    transform,
-)
+from dist_restore.reading import Located, Neighbours, read_piecewise, read_whole, transform
 from dist_restore.report.progress import Progress
 from dist_restore.sources.base import DirectSource, Source, Stored
 from dist_restore.transforms import may_refuse, numpy_dtype
@@ -35,7 +24,6 @@ from dist_restore.transforms import may_refuse, numpy_dtype
 _Check = Work[int]
 # Checks hold little; this many bytes of scratch allow for enough of them to keep all threads busy.
 _AHEAD = 64 << 20
-_PAGE = 4096
 
 
 def check_located(located: Sequence[Located], source: Source, progress: Progress, budget: int) -> None:
@@ -92,7 +80,7 @@ def _start_other(name: str, source: Source) -> Started[int]:
 
 def _start_small(neighbours: Neighbours, source: DirectSource) -> Started[int]:
     def task() -> None:
-        neighbours.read(source, _scratch(neighbours.places[0].offset))
+        neighbours.read(source, scratch(neighbours.places[0].offset))
 
     return Started((task,), lambda: neighbours.size)
 
@@ -102,30 +90,13 @@ def _start_large(name: str, place: Stored, source: DirectSource) -> Started[int]
     crcs = [0] * len(pieces)
 
     def read(number: int) -> None:
-        crcs[number] = read_checked(source, name, *pieces[number], _scratch(place.offset))
+        crcs[number] = read_checked(source, name, *pieces[number], scratch(place.offset))
 
     def finish() -> int:
-        require_checksum(source, name, place, joined(crcs, pieces))
+        require_checksum(source, name, place, joined(crcs, [size for _, size in pieces]))
         return place.size
 
     return Started(tuple(functools.partial(read, i) for i in range(len(pieces))), finish)
-
-
-_buffers = threading.local()
-
-
-def _scratch(offset: int) -> np.ndarray:
-    """This thread's buffer, which stays in its core's cache, for bytes that begin there in a file.
-
-    It begins as far into a page as they do. On Zen 3 the kernel copies into memory that begins 4 to 60 bytes further
-    into its page at a third of the speed (1.5 for 5 GB/s), and what NumPy allocates begins 16 bytes into one; Linux's
-    and glibc's `rep movsb` are known for it (glibc bug 30994).
-    """
-    if not hasattr(_buffers, "array"):
-        _buffers.array = np.empty(SCRATCH + _PAGE, np.uint8)
-    array: np.ndarray = _buffers.array
-    begin = (offset - array.ctypes.data) % _PAGE
-    return array[begin : begin + SCRATCH]
 
 
 def _check_casts(unit: Unit, source: Source) -> None:

@@ -24,8 +24,9 @@ from dist_restore.errors import RestoreError, VerificationError, WorkerError
 from dist_restore.grouped import together
 from dist_restore.host_memory import Blank
 from dist_restore.phases import during, phase_of
+from dist_restore.pieces import PIECE
 from dist_restore.pipeline import Started, Work, stream, stream_pending, thread_count
-from dist_restore.reading import PIECE, LiveOf, Located, Value, locate, make_works
+from dist_restore.reading import LiveOf, Located, Value, locate, make_works
 from dist_restore.report.progress import Progress
 from dist_restore.shared_reads import share
 from dist_restore.sources.base import Source

@@ -16,21 +16,19 @@ import numpy as np
 from dist_restore import host_memory
 from dist_restore.distribute.schedule import Unit, parts_of
 from dist_restore.entries import PlanEntry
-from dist_restore.errors import CheckpointCorruptError, DtypeMismatchError
+from dist_restore.errors import DtypeMismatchError
 from dist_restore.host_memory import Blank
+from dist_restore.joining import Joining, is_joined
 from dist_restore.phases import during
+from dist_restore.pieces import SCRATCH, joined, pieces_of, read_checked, require_checksum
 from dist_restore.piecewise import Piecewise, cost_of, is_piecewise
 from dist_restore.pipeline import Started, Work
 from dist_restore.sources import checksum
 from dist_restore.sources.base import DirectSource, Source, Stored
+from dist_restore.sources.boxes import bytes_of
 from dist_restore.specs import Box
-from dist_restore.transforms import Concat, Live, Stack, apply, apply_boxed, numpy_dtype
+from dist_restore.transforms import Live, apply, apply_boxed, numpy_dtype
 
-# What is read before its checksum is computed: stays in the cache. Reading and checking 1.3 GB with two threads takes
-# 0.092 s in pieces of 1 MB (tasks of 2 MB), 0.076 in pieces of 2 MB (tasks of 4 MB), 0.068 of 4 MB (tasks of 8 MB).
-SCRATCH = 2 << 20
-# What one task reads of a large tensor; the threads share each tensor, and an interrupt waits for one piece.
-PIECE = 4 << 20
 # From here on a tensor has its own memory and its own request; below, copying it costs less.
 _LARGE = 256 << 10
 # Unwanted bytes between two small tensors that are read along with them.
@@ -104,6 +102,8 @@ def make_works(
         yield from batch.take()
         if places is not None and _is_direct(item.unit):
             yield _large(item.unit, places[0], source, blank)
+        elif is_joined(item.unit, places):
+            yield Work(item.unit.entries[0].bytes + SCRATCH, functools.partial(_start_joined, item, source, blank))
         elif is_piecewise(item.unit, places):
             cost = cost_of(item.unit) + item.unit.entries[0].bytes
             yield Work(cost, functools.partial(_start_piecewise, item, source, blank))
@@ -120,50 +120,6 @@ def _is_direct(unit: Unit) -> bool:
 def is_copy(entry: PlanEntry) -> bool:
     """Whether a target gets a source's bytes as they are."""
     return not entry.ops and entry.source_specs == (entry.spec,)
-
-
-def read_checked(source: DirectSource, name: str, begin: int, size: int, out: np.ndarray) -> int:
-    """Reads a part of a stored tensor and returns its CRC32C, computed while the bytes are in the cache.
-
-    Args:
-      source: the opened checkpoint.
-      name: of the tensor.
-      begin: first byte in the tensor.
-      size: how many bytes.
-      out: an array of so many bytes; or of `SCRATCH` bytes, which are overwritten again and again.
-    """
-    crc = 0
-    for start in range(0, size, SCRATCH):
-        count = min(SCRATCH, size - start)
-        chunk = out[start : start + count] if len(out) >= size else out[:count]
-        source.read_stored(name, begin + start, chunk)
-        crc = checksum.extend(crc, chunk)
-    return crc
-
-
-def require_checksum(source: Source, name: str, stored: Stored, crc: int) -> None:
-    """Raises `CheckpointCorruptError` unless the checksum is the stored one, if there is one."""
-    if stored.crc32c is None or crc == stored.crc32c:
-        return
-    source.check(name)  # says where and what, if the bytes are still wrong
-    raise CheckpointCorruptError(
-        f"tensor {name!r}: its bytes did not have their checksum when they were read, and have it now. "
-        "Something writes to the checkpoint, or the memory is faulty. Restore again with nothing else running.",
-        names=(name,),
-    )
-
-
-def pieces_of(size: int) -> list[tuple[int, int]]:
-    """`(begin, size)` of the parts of a tensor that threads read."""
-    return [(begin, min(PIECE, size - begin)) for begin in range(0, size, PIECE)]
-
-
-def joined(crcs: Sequence[int], pieces: Sequence[tuple[int, int]]) -> int:
-    """The checksum of a tensor from those of its pieces."""
-    total = 0
-    for crc, (_, size) in zip(crcs, pieces, strict=True):
-        total = checksum.combine(total, crc, size)
-    return total
 
 
 def _large(unit: Unit, stored: Stored, source: Source, blank: MakeBlank) -> Work[Values]:
@@ -183,7 +139,7 @@ def _start_large(unit: Unit, stored: Stored, source: DirectSource, blank: MakeBl
         crcs[number] = read_checked(source, name, begin, size, data[begin : begin + size])
 
     def finish() -> Values:
-        crc = joined(crcs, pieces)
+        crc = joined(crcs, [size for _, size in pieces])
         require_checksum(source, name, stored, crc)
         return [Value(entry, target, crc)]
 
@@ -199,11 +155,6 @@ def memory_for(entry: PlanEntry, blank: MakeBlank = host_memory.blank) -> Blank 
 def _memory(entry: PlanEntry, blank: MakeBlank) -> Blank | np.ndarray:
     dtype = numpy_dtype(entry.spec.dtype)
     return blank(entry.spec.shape, entry.spec.dtype) or np.empty(entry.spec.shape, dtype)
-
-
-def bytes_of(array: np.ndarray) -> np.ndarray:
-    """A contiguous array's bytes (uint8), without a copy."""
-    return array.reshape(-1).view(np.uint8)
 
 
 def _single(item: Located, source: Source, live_of: LiveOf, blank: MakeBlank) -> Work[Values]:
@@ -238,6 +189,15 @@ def _start_single(item: Located, source: Source, live_of: LiveOf, blank: MakeBla
         return [done[number] for number in range(len(unit.entries))]
 
     return Started((work,), finish)
+
+
+def _start_joined(item: Located, source: Source, blank: MakeBlank) -> Started[Values]:
+    assert item.places is not None and isinstance(source, DirectSource)
+    entry = item.unit.entries[0]
+    memory = memory_for(entry, blank)
+    array = memory.array if isinstance(memory, Blank) else memory
+    joining = Joining(item.unit, item.places, source, bytes_of(array))
+    return Started(joining.tasks, lambda: [Value(entry, memory, joining.finish())])
 
 
 def _start_piecewise(item: Located, source: Source, blank: MakeBlank) -> Started[Values]:
@@ -282,24 +242,8 @@ def _value(
 ) -> Value:
     if not isinstance(memory, Blank):
         return Value(entry, transform(entry, arrays, source, live), None)
-    if not _merge_into(entry, arrays, memory.array):
-        memory.array[...] = transform(entry, arrays, source, live)
+    memory.array[...] = transform(entry, arrays, source, live)
     return Value(entry, memory, checksum.extend(0, bytes_of(memory.array)))
-
-
-def _merge_into(entry: PlanEntry, arrays: Mapping[str, np.ndarray], out: np.ndarray) -> bool:
-    """Joins tensors right in their target's memory, which saves a copy: fused q/k/v is the commonest op of all."""
-    sources = [arrays[name] for name in entry.sources if name in arrays]
-    if len(entry.ops) != 1 or len(sources) != len(entry.sources) or any(s.dtype != out.dtype for s in sources):
-        return False
-    op = entry.ops[0]
-    if isinstance(op, Concat):
-        np.concatenate(sources, op.axis, out=out)
-    elif isinstance(op, Stack):
-        np.stack(sources, op.axis, out=out)
-    else:
-        return False
-    return True
 
 
 def read_whole(unit: Unit, source: Source) -> dict[str, np.ndarray]:

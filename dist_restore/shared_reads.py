@@ -21,9 +21,11 @@ from dist_restore.entries import PlanEntry
 from dist_restore.errors import RestoreError
 from dist_restore.host_memory import Blank
 from dist_restore.phases import during
+from dist_restore.pieces import PIECE
 from dist_restore.pipeline import Pending
-from dist_restore.reading import PIECE, Value, Values, bytes_of, memory_for
+from dist_restore.reading import Value, Values, memory_for
 from dist_restore.sources import checksum
+from dist_restore.sources.boxes import bytes_of
 
 Assign: TypeAlias = Callable[[Values], None]
 

@@ -16,8 +16,9 @@ from dist_restore.distribute.exchange import Round
 from dist_restore.distribute.schedule import Unit, make_units
 from dist_restore.distribute.sharing import make_schedule
 from dist_restore.entries import PlanEntry, Status
+from dist_restore.pieces import PIECE
 from dist_restore.pipeline import Pending, Started
-from dist_restore.reading import PIECE, Value, Values
+from dist_restore.reading import Value, Values
 from dist_restore.shared_reads import share
 from dist_restore.specs import TensorSpec
 from fake_cluster import run_workers

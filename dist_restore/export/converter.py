@@ -27,7 +27,7 @@ from dist_restore.export.template import Template
 from dist_restore.host_memory import Blank
 from dist_restore.pipeline import stream
 from dist_restore.plan import RestorePlan
-from dist_restore.reading import Value, bytes_of, locate, make_works
+from dist_restore.reading import Value, locate, make_works
 from dist_restore.refusal import refuse_problems
 from dist_restore.report.progress import Progress, progress
 from dist_restore.resolve.inverse_plan import inverse_of_plan
@@ -36,6 +36,7 @@ from dist_restore.resolve.rules import RuleSet, RulesLike
 from dist_restore.resolve.sides import as_sources, as_targets, only_values
 from dist_restore.sources import checksum
 from dist_restore.sources.base import Source
+from dist_restore.sources.boxes import bytes_of
 from dist_restore.sources.files import is_remote
 from dist_restore.sources.open import PathLike, Paths, open_checkpoint, resolve_path
 from dist_restore.specs import TargetIndex

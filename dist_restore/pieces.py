@@ -1,0 +1,82 @@
+"""Parts of stored tensors, read and hashed while they are in the cache; and the buffers of the threads that do it.
+
+Knows sources and bytes; knows neither units nor variables.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from dist_restore.errors import CheckpointCorruptError
+from dist_restore.sources import checksum
+from dist_restore.sources.base import DirectSource, Source, Stored
+
+# What is read before its checksum is computed: stays in the cache. Reading and checking 1.3 GB with two threads takes
+# 0.092 s in pieces of 1 MB (tasks of 2 MB), 0.076 in pieces of 2 MB (tasks of 4 MB), 0.068 of 4 MB (tasks of 8 MB).
+SCRATCH = 2 << 20
+# What one task reads of a large tensor; the threads share each tensor, and an interrupt waits for one piece.
+PIECE = 4 << 20
+_PAGE = 4096
+
+_buffers = threading.local()
+
+
+def scratch(offset: int) -> np.ndarray:
+    """This thread's buffer of `SCRATCH` bytes, which stays in its core's cache, for bytes that begin there in a file.
+
+    It begins as far into a page as they do. On Zen 3 the kernel copies into memory that begins 4 to 60 bytes further
+    into its page at a third of the speed (1.5 for 5 GB/s), and what NumPy allocates begins 16 bytes into one; Linux's
+    and glibc's `rep movsb` are known for it (glibc bug 30994).
+    """
+    if not hasattr(_buffers, "array"):
+        _buffers.array = np.empty(SCRATCH + _PAGE, np.uint8)
+    array: np.ndarray = _buffers.array
+    begin = (offset - array.ctypes.data) % _PAGE
+    return array[begin : begin + SCRATCH]
+
+
+def read_checked(source: DirectSource, name: str, begin: int, size: int, out: np.ndarray) -> int:
+    """Reads a part of a stored tensor and returns its CRC32C, computed while the bytes are in the cache.
+
+    Args:
+      source: the opened checkpoint.
+      name: of the tensor.
+      begin: first byte in the tensor.
+      size: how many bytes.
+      out: an array of so many bytes; or of `SCRATCH` bytes, which are overwritten again and again.
+    """
+    crc = 0
+    for start in range(0, size, SCRATCH):
+        count = min(SCRATCH, size - start)
+        chunk = out[start : start + count] if len(out) >= size else out[:count]
+        source.read_stored(name, begin + start, chunk)
+        crc = checksum.extend(crc, chunk)
+    return crc
+
+
+def require_checksum(source: Source, name: str, stored: Stored, crc: int) -> None:
+    """Raises `CheckpointCorruptError` unless the checksum is the stored one, if there is one."""
+    if stored.crc32c is None or crc == stored.crc32c:
+        return
+    source.check(name)  # says where and what, if the bytes are still wrong
+    raise CheckpointCorruptError(
+        f"tensor {name!r}: its bytes did not have their checksum when they were read, and have it now. "
+        "Something writes to the checkpoint, or the memory is faulty. Restore again with nothing else running.",
+        names=(name,),
+    )
+
+
+def pieces_of(size: int) -> list[tuple[int, int]]:
+    """`(begin, size)` of the parts of a tensor that threads read."""
+    return [(begin, min(PIECE, size - begin)) for begin in range(0, size, PIECE)]
+
+
+def joined(crcs: Sequence[int], sizes: Sequence[int]) -> int:
+    """The checksum of bytes from those of their pieces."""
+    total = 0
+    for crc, size in zip(crcs, sizes, strict=True):
+        total = checksum.combine(total, crc, size)
+    return total
