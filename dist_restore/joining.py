@@ -7,6 +7,7 @@ the target their bytes belong; knows neither models nor variables.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -64,8 +65,10 @@ class Joining:
 
     @property
     def tasks(self) -> tuple[Callable[[], None], ...]:
-        """What threads do, in any order."""
-        return tuple(functools.partial(self._read, i) for i in range(len(self._parts)))
+        """What threads do, in any order; small tensors are one task together."""
+        sizes = itertools.accumulate(part.out.size for part in self._parts)
+        groups = itertools.groupby(enumerate(sizes), lambda item: (item[1] - 1) // PIECE)
+        return tuple(functools.partial(self._read, [index for index, _ in group]) for _, group in groups)
 
     def finish(self) -> int:
         """Compares the checksum of each tensor, once all tasks are done, and returns the target's."""
@@ -75,15 +78,16 @@ class Joining:
             require_checksum(self._source, read.name, place, crc)
         return self._crc
 
-    def _read(self, index: int) -> None:
-        part = self._parts[index]
-        name, place = self._unit.reads[part.number].name, self._places[part.number]
-        if part.out.flags.c_contiguous:
-            self._crcs[index] = read_checked(self._source, name, part.begin, part.out.size, part.out.reshape(-1))
-        else:
-            self._crcs[index] = _read_rows(self._source, name, place.offset, part)
+    def _read(self, indexes: Sequence[int]) -> None:
+        for index in indexes:
+            part = self._parts[index]
+            name, place = self._unit.reads[part.number].name, self._places[part.number]
+            if part.out.flags.c_contiguous:
+                self._crcs[index] = read_checked(self._source, name, part.begin, part.out.size, part.out.reshape(-1))
+            else:
+                self._crcs[index] = _read_rows(self._source, name, place.offset, part)
         with self._lock:
-            self._left -= 1
+            self._left -= len(indexes)
             is_last = self._left == 0
         if is_last:  # here and not in `finish`, which whoever assigns waits for
             self._crc = checksum.extend(0, self._out)

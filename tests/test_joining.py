@@ -136,6 +136,17 @@ def test_rows_are_copied_and_runs_are_read_in_place() -> None:
         assert {size for _, _, size in source.requests} == {SCRATCH}
 
 
+def test_threads_share_large_tensors_and_small_ones_are_one_task() -> None:
+    def tasks(side: int) -> int:
+        arrays = {f"t{i}": np.zeros((side, side), np.float32) for i in range(3)}
+        unit = unit_of("concat", 1, [(side, side)] * 3, "float32", (side, 3 * side))
+        source = Tensors(arrays)
+        places = [source.places[read.name] for read in unit.reads]
+        return len(Joining(unit, places, source, np.empty(unit.entries[0].bytes, np.uint8)).tasks)
+
+    assert (tasks(16), tasks(1024), tasks(2048)) == (1, 3, 12)
+
+
 @pytest.mark.parametrize("damaged", ["t0", "t1", "t2"])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_tensor_whose_bytes_are_wrong_is_named(damaged: str, axis: int) -> None:
