@@ -1,8 +1,8 @@
 """Work in order, ahead of its consumer, within a budget of bytes.
 
-Threads do the tasks; the consumer alone starts work, when the budget allows. (Where workers take permits
-themselves, a later piece may take the last one that an earlier piece needs, and everything waits for ever.) Knows bytes
-and callables; knows neither tensors nor files.
+Threads do the tasks, and so does the consumer where it would wait for one. It alone starts work, when the budget
+allows: where workers take permits themselves, a later piece may take the last one that an earlier piece needs, and
+everything waits for ever. Knows bytes and callables; knows neither tensors nor files.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import os
+import queue
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeAlias, TypeVar
 
@@ -19,6 +21,8 @@ import numpy as np
 
 Result = TypeVar("Result")
 Task: TypeAlias = Callable[[], None]
+_Future: TypeAlias = concurrent.futures.Future[None]
+_Queued: TypeAlias = tuple[_Future, Task]
 
 # Two threads already reach the memory's speed on the machines measured; more of them help where storage is slow.
 _MAX_THREADS = 8
@@ -39,23 +43,87 @@ class Started(Generic[Result]):
     memory: np.ndarray | None = None
 
 
-class Pending(Generic[Result]):
-    """Work that threads are at."""
+class _Crew:
+    """Threads that do tasks, first come, first served; and the consumer, who does some where it would wait.
 
-    def __init__(self, started: Started[Result], futures: list[concurrent.futures.Future[None]], nbytes: int) -> None:
+    Two threads and a consumer that waits and assigns are three on two cores: 1.3 GB took 0.46 s so, and 0.41 with one
+    thread and a consumer that helps.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._tasks: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, name="dist_restore", daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, task: Task) -> _Future:
+        future: _Future = concurrent.futures.Future()
+        self._tasks.put((future, task))
+        return future
+
+    def help(self, wanted: _Future) -> None:
+        """Does what waits to be done, until `wanted` is done or nothing waits.
+
+        Raises:
+          BaseException: an interrupt, at once; what tasks raise is kept for who asks for their results.
+        """
+        while not wanted.done():
+            try:
+                queued = self._tasks.get_nowait()
+            except queue.Empty:
+                return
+            error = _do(*queued) if queued is not None else None
+            if error is not None and not isinstance(error, Exception):
+                raise error
+
+    def close(self) -> None:
+        """Drops what waits, and waits for what is being done."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._tasks.get_nowait()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (queued := self._tasks.get()) is not None:
+            _do(*queued)
+            del queued  # and so the memory that its task fills
+
+
+def _do(future: _Future, task: Task) -> BaseException | None:
+    """Does a task; returns what it raised."""
+    try:
+        task()
+    except BaseException as error:
+        future.set_exception(error)
+        return error
+    future.set_result(None)
+    return None
+
+
+class Pending(Generic[Result]):
+    """Work that is being done; by the caller too, where it waits and there is a `crew` to help."""
+
+    def __init__(
+        self, started: Started[Result], futures: list[_Future], nbytes: int, crew: _Crew | None = None
+    ) -> None:
         self._started: Started[Result] | None = started
-        self._futures, self.nbytes = futures, nbytes
+        self._futures, self.nbytes, self._crew = futures, nbytes, crew
         self.memory = started.memory
 
     def wait(self, number: int) -> None:
         """Waits for one task; raises what it raised."""
+        if self._crew is not None:
+            self._crew.help(self._futures[number])
         self._futures[number].result()
 
     def result(self) -> Result:
         """Waits for all; raises what a task raised. To be called once: what it held is let go."""
-        for future in self._futures:
-            future.result()
-        self._futures.clear()  # a future's work item refers to the memory that the task fills
+        for number in range(len(self._futures)):
+            self.wait(number)
+        self._futures.clear()
         started, self._started, self.memory = self._started, None, None
         assert started is not None
         return started.finish()
@@ -89,12 +157,13 @@ def stream(works: Iterable[Work[Result]], budget: int, threads: int | None = Non
     Args:
       works: in the order of the results.
       budget: bytes.
-      threads: how many do the tasks.
+      threads: how many do the tasks, the consumer's own among them.
 
     Raises:
       BaseException: what a task raised, at its place in the order.
     """
-    with contextlib.closing(stream_pending(works, budget, threads)) as pendings:
+    count = (threads or thread_count()) - 1
+    with contextlib.closing(_pending(works, budget, max(1, count), helps=True)) as pendings:
         for pending in pendings:
             yield pending.result()
 
@@ -104,10 +173,17 @@ def stream_pending(
 ) -> Generator[Pending[Result], None, None]:
     """As `stream`, but gives each piece of work in its turn while threads may still be at it.
 
-    Each must be waited for (`Pending.result`) before the next one is asked for.
+    Each must be waited for (`Pending.result`) before the next one is asked for. The consumer has other things to do,
+    and takes no part in the work.
     """
-    with _threads(threads or thread_count()) as pool:
-        flight = _Flight[Result](pool)
+    return _pending(works, budget, threads or thread_count(), helps=False)
+
+
+def _pending(
+    works: Iterable[Work[Result]], budget: int, threads: int, *, helps: bool
+) -> Generator[Pending[Result], None, None]:
+    with contextlib.closing(_Crew(threads)) as crew:
+        flight = _Flight[Result](crew, helps=helps)
         for work in works:
             while flight.nbytes and flight.nbytes + work.nbytes > budget:
                 yield from flight.land()
@@ -116,26 +192,18 @@ def stream_pending(
             yield from flight.land()
 
 
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[concurrent.futures.ThreadPoolExecutor]:
-    pool = concurrent.futures.ThreadPoolExecutor(count, "dist_restore")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 class _Flight(Generic[Result]):
     """Work that was started and not consumed yet."""
 
-    def __init__(self, pool: concurrent.futures.ThreadPoolExecutor) -> None:
+    def __init__(self, crew: _Crew, *, helps: bool) -> None:
         self.waiting: collections.deque[Pending[Result]] = collections.deque()
         self.nbytes = 0
-        self._pool = pool
+        self._crew, self._helps = crew, helps
 
     def start(self, work: Work[Result]) -> None:
         started = work.start()
-        self.waiting.append(Pending(started, [self._pool.submit(task) for task in started.tasks], work.nbytes))
+        futures = [self._crew.submit(task) for task in started.tasks]
+        self.waiting.append(Pending(started, futures, work.nbytes, self._crew if self._helps else None))
         self.nbytes += work.nbytes
 
     def land(self) -> Iterator[Pending[Result]]:

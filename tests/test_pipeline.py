@@ -18,7 +18,7 @@ from dist_restore.checking import check_located
 from dist_restore.distribute.schedule import make_units
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.host_memory import Blank
-from dist_restore.pipeline import Started, Work, stream
+from dist_restore.pipeline import Started, Work, stream, stream_pending
 from dist_restore.reading import locate, make_works
 from dist_restore.report.progress import progress
 from dist_restore.sources import checksum
@@ -113,6 +113,59 @@ def test_an_exception_at_the_start_of_work_surfaces() -> None:
 
     with pytest.raises(MemoryError):
         list(stream([Meter().work(0, 1), Work(1, start)], budget=8, threads=2))
+
+
+def workers_of(results: Callable[[list[Work[tuple[int, int]]]], None]) -> set[threading.Thread]:
+    """The threads that did the tasks of some work, the first of which waits until another thread has done one."""
+    seen: list[threading.Thread] = []
+    another = threading.Event()
+
+    def task(number: int) -> None:
+        seen.append(threading.current_thread())
+        if number == 0:
+            assert another.wait(30)
+        else:
+            another.set()
+
+    meter = Meter()
+    results([meter.work(i, 1, lambda i=i: task(i)) for i in range(20)])
+    assert len(seen) == 20
+    return set(seen)
+
+
+def test_a_consumer_that_would_wait_does_some_of_the_work() -> None:
+    def consume(works: list[Work[tuple[int, int]]]) -> None:
+        assert len(list(stream(works, budget=20, threads=2))) == 20
+
+    workers = workers_of(consume)
+    assert threading.current_thread() in workers
+    assert len(workers) == 2
+
+
+def test_a_consumer_with_other_things_to_do_takes_no_part() -> None:
+    def consume(works: list[Work[tuple[int, int]]]) -> None:
+        for pending in stream_pending(works, budget=20, threads=2):
+            pending.wait(0)
+            pending.result()
+
+    assert threading.current_thread() not in workers_of(consume)
+
+
+def test_an_interrupt_that_meets_a_task_of_the_consumer_is_raised_at_once() -> None:
+    done: list[int] = []
+
+    def task(number: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+        done.append(number)
+
+    meter = Meter()
+    works = [meter.work(i, 1, lambda i=i: task(i)) for i in range(100)]
+    with pytest.raises(KeyboardInterrupt), contextlib.closing(stream(works, budget=100, threads=2)) as results:
+        for number, _ in results:
+            assert number < 50
+    assert len(done) < 50
 
 
 def test_after_an_interrupt_queued_work_is_not_done() -> None:

@@ -164,15 +164,24 @@ def replace_with(variable: tf.Variable, blank: host_memory.Blank, spares: Spares
     return place
 
 
-def test_where_all_old_values_are_held_no_more_of_them_are_copied() -> None:
+def test_where_all_old_values_are_held_no_more_of_them_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tf.Variable] = []
+    original = host_memory.Replacer.write
+
+    def write(self: host_memory.Replacer, component: tf.Variable, tensor: tf.Tensor) -> host_memory.Blank | None:
+        tried.append(component)
+        return original(self, component, tensor)
+
+    monkeypatch.setattr(host_memory.Replacer, "write", write)
     spares = Spares(1 << 30)
-    variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(_ENOUGH + 1)]
+    variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(_ENOUGH + 2)]
     held = [variable.read_value() for variable in variables[:_ENOUGH]]
-    for variable in variables[:_ENOUGH]:
+    for variable in variables:
         replace(variable, spares)
-    place = replace(variables[_ENOUGH], spares)
-    assert address(spares.blank(SHAPE, "float32")) != place
+    assert len(tried) == _ENOUGH
+    assert spares._held == 0
     assert all((tensor.numpy() == 0).all() for tensor in held)
+    assert all((variable.numpy() == 7).all() for variable in variables)
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
