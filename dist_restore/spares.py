@@ -16,8 +16,7 @@ import tensorflow as tf
 from dist_restore import host_memory
 from dist_restore.host_memory import Blank, Replacer
 
-# After so many old values in a row that are held elsewhere too (by an average that began as a copy, say) no more are
-# tried: each costs a copy.
+# If the first ones of so many old values are all held elsewhere too, no more are tried: each costs a copy.
 _ENOUGH = 4
 
 
@@ -29,7 +28,7 @@ class Spares:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._shared = limit, 0
+        self._limit, self._tried, self._shared = limit, 0, 0
         self._replacer = Replacer()
         self._waiting: collections.deque[Blank] = collections.deque()
 
@@ -43,12 +42,14 @@ class Spares:
         return host_memory.blank(shape, dtype)
 
     def write(self, component: tf.Variable, tensor: tf.Tensor) -> None:
-        """See `host_memory.write`; the memory of the old value waits for use, if nobody else holds it."""
+        """As `host_memory.write`; the old value's memory waits for use, or that of a copy if somebody else holds it."""
         if tensor.shape.num_elements() * tensor.dtype.size > self._limit or self._shared >= _ENOUGH:
             host_memory.write(component, tensor)
             return
+        place = host_memory.view(component).ctypes.data if self._tried < _ENOUGH else None
         old = self._replacer.write(component, tensor)
-        self._shared = 0 if old is not None else self._shared + 1
+        self._tried += 1
+        self._shared += place is not None and (old is None or old.array.ctypes.data != place)
         if old is not None:
             self._keep(old)
 
