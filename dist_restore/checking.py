@@ -13,7 +13,7 @@ import numpy as np
 
 from dist_restore.distribute.schedule import Unit
 from dist_restore.entries import PlanEntry
-from dist_restore.pieces import SCRATCH, joined, pieces_of, read_checked, require_checksum, scratch
+from dist_restore.pieces import SCRATCH, joined, pieces_of, read_checked, release_scratch, require_checksum, scratch
 from dist_restore.piecewise import cost_of, is_piecewise
 from dist_restore.pipeline import Started, Work, stream
 from dist_restore.reading import Located, Neighbours, read_piecewise, read_whole, transform
@@ -33,9 +33,10 @@ def check_located(located: Sequence[Located], source: Source, progress: Progress
       CheckpointCorruptError: bytes are not what was written.
       DtypeMismatchError: a cast would change a value.
     """
-    with contextlib.closing(stream(_checks(located, source), min(budget, _AHEAD))) as sizes:
+    with contextlib.closing(stream(_checks(located, source), min(budget, _AHEAD), helps=True)) as sizes:
         for size in sizes:
             progress.advance(size)
+    release_scratch()
 
 
 def _checks(located: Sequence[Located], source: Source) -> Iterator[_Check]:
@@ -82,7 +83,7 @@ def _start_small(neighbours: Neighbours, source: DirectSource) -> Started[int]:
     def task() -> None:
         neighbours.read(source, scratch(neighbours.places[0].offset))
 
-    return Started((task,), lambda: neighbours.size)
+    return Started((task,), lambda: neighbours.size, brief=True)
 
 
 def _start_large(name: str, place: Stored, source: DirectSource) -> Started[int]:
@@ -93,10 +94,10 @@ def _start_large(name: str, place: Stored, source: DirectSource) -> Started[int]
         crcs[number] = read_checked(source, name, *pieces[number], scratch(place.offset))
 
     def finish() -> int:
-        require_checksum(source, name, place, joined(crcs, [size for _, size in pieces]))
+        require_checksum(source, name, place, joined((crc, size) for crc, (_, size) in zip(crcs, pieces, strict=True)))
         return place.size
 
-    return Started(tuple(functools.partial(read, i) for i in range(len(pieces))), finish)
+    return Started(tuple(functools.partial(read, i) for i in range(len(pieces))), finish, brief=True)
 
 
 def _check_casts(unit: Unit, source: Source) -> None:

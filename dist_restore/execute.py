@@ -24,12 +24,13 @@ from dist_restore.errors import RestoreError, VerificationError, WorkerError
 from dist_restore.grouped import together
 from dist_restore.host_memory import Blank
 from dist_restore.phases import during, phase_of
-from dist_restore.pieces import PIECE
+from dist_restore.pieces import BRIEF, PIECE, release_scratch
 from dist_restore.pipeline import Started, Work, stream, stream_pending, thread_count
 from dist_restore.reading import LiveOf, Located, Value, locate, make_works
 from dist_restore.report.progress import Progress
 from dist_restore.shared_reads import share
 from dist_restore.sources.base import Source
+from dist_restore.sources.storage import are_local
 from dist_restore.spares import Spares
 from dist_restore.transforms import Live
 
@@ -86,7 +87,7 @@ def live_values(units: Sequence[Unit], ledger: Ledger) -> LiveOf:
     What workers can only read together is read now, in the same order by all: later a worker may be alone with it.
     """
     handles, assigner = ledger.handles, ledger.assigner
-    kept = [e for unit in units for e in unit.entries if any(op.keeps for op in e.ops)]
+    kept = [e for unit in units for e in unit.entries if e.ops and any(op.keeps for op in e.ops)]
     together = [e.target for e in kept if assigner.is_read_together(handles[e.target])]
     known = {name: assigner.live_value(handles[name]) for name in together}
 
@@ -154,8 +155,9 @@ def _small(value: Value) -> Hashable | None:
 
 
 def _crc(value: Value) -> int:
-    array = value.value.array if isinstance(value.value, Blank) else value.value
-    return checksum(array) if value.crc32c is None else value.crc32c
+    if value.crc32c is not None:
+        return value.crc32c
+    return checksum(value.value.array if isinstance(value.value, Blank) else value.value)
 
 
 def _with(error: RestoreError, sentence: str) -> RestoreError:
@@ -175,11 +177,14 @@ def assign_units(
       RestoreError: something failed half way; the message names the variables that had changed.
     """
     ahead = min(memory_budget, _USEFUL)
-    spares = Spares(ahead)
+    spares = Spares(min(ahead, memory_budget - ahead))
     works = make_works(located, source, live_of, spares.blank)
-    with ledger.accounting(), contextlib.closing(stream(works, ahead)) as results:
+    # On storage behind a network a read may take long, and no signal is heard meanwhile.
+    helps = are_local(source.index().paths)
+    with ledger.accounting(), contextlib.closing(stream(works, ahead, helps=helps)) as results:
         for values in _reading(results):
             ledger.assign(values, spares)
+    release_scratch()
 
 
 def assign_shared(
@@ -224,7 +229,7 @@ def verify_replicas(assigned: Sequence[Assigned], handles: Mapping[str, tf.Varia
       VerificationError: a replica holds something else.
     """
     works = (_verification(group, handles, assigner) for group in _groups(assigned, handles))
-    with contextlib.closing(stream(works, _USEFUL)) as results:
+    with contextlib.closing(stream(works, _USEFUL, helps=True)) as results:
         wrong = [text for found in results for text in found]
     if wrong:
         raise VerificationError(
@@ -263,13 +268,14 @@ def _verification(
 ) -> Work[list[str]]:
     """Variables are read by the consumer's thread, and hashed by others."""
     flat = [item for items in group for item in items]
+    size = sum(item.nbytes for item in flat)
 
     def start() -> Started[list[str]]:
         held = [r for items in group for r in assigner.replicas_of([handles[item.name] for item in items])]
         wrong: list[str] = []
-        return Started((functools.partial(_compare, flat, held, wrong),), lambda: wrong)
+        return Started((functools.partial(_compare, flat, held, wrong),), lambda: wrong, brief=size <= BRIEF)
 
-    return Work(sum(item.nbytes for item in flat), start)
+    return Work(size, start)
 
 
 def _compare(group: Sequence[Assigned], held: Sequence[Replicas], wrong: list[str]) -> None:

@@ -11,7 +11,6 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -35,10 +34,8 @@ DTYPES = frozenset(
 _HUGE_PAGE = 2 << 20
 _HOST = "/CPU:0"
 _EMPTY_SLICE = (0, 0, 1)  # begin, end, stride
-
-
-class Handle(Protocol):
-    """What a variable is for TensorFlow's ops; opaque here."""
+# If the first ones of so many old values are all held elsewhere too, no more are tried: each costs a copy.
+_ENOUGH = 4
 
 
 class Blank:
@@ -129,46 +126,55 @@ class Replacer:
     """Writes variables, and gives the memory of what they held, to be filled with something else."""
 
     def __init__(self) -> None:
-        self._nothing: dict[tf.DType, tuple[tf.Tensor, ...]] = {}
+        self._probes: dict[tf.DType, tuple[tf.Tensor, ...]] = {}
+        self._tried = self._shared = 0
 
     def write(self, component: tf.Variable, tensor: tf.Tensor) -> Blank | None:
         """Writes as the function `write` does.
 
         Returns:
           The memory of the old value; of a copy, where somebody else may hold it still. None where it was not in this
-          host's memory.
+          host's memory, or where copies have been all that came of it.
         """
-        old = self._alone(component) if _is_here(component) else None
+        wanted = self._shared < _ENOUGH and _is_here(component)
+        old = [_read(component.handle, component.dtype)] if wanted else []
         write(component, tensor)
-        return old
-
-    def _alone(self, component: tf.Variable) -> Blank | None:
-        """A variable's value, after which nobody else holds its memory.
-
-        TensorFlow updates a variable in place if nobody else holds its memory, and copies it before if somebody does:
-        an eager tensor, an array or memory view of one, another variable, NumPy. So the variable is asked for an
-        update of no rows. (Four calls for each variable: among threads that empty the caches one takes 40 us in place
-        of 10.)
-        """
-        handle, dtype = component.handle, component.dtype
-        call, eager = pywrap_tfe.TFE_Py_FastPathExecute, context.context()
-        nothing, *places = self._no_rows(dtype)
         try:
-            call(eager, "ResourceStridedSliceAssign", None, handle, *places, nothing)
-            call(eager, "DisableCopyOnRead", None, handle)  # which that update enabled: reading would be copying
+            return self._alone(old) if old else None
         except tf.errors.OpError:  # another TensorFlow, without one of the ops: the memory is given back as always
             return None
-        tensor = _read(handle, dtype)
-        array = tensor._numpy()
-        return Blank(tensor, array) if array.flags.writeable else None
 
-    def _no_rows(self, dtype: tf.DType) -> tuple[tf.Tensor, ...]:
-        """A value of a dtype without elements, and where in a variable it goes."""
-        if dtype not in self._nothing:
+    def _alone(self, tensors: list[tf.Tensor]) -> Blank | None:
+        """The tensor in the list, which is emptied, or a copy; nobody else holds its memory.
+
+        TensorFlow updates a variable in place if nobody else holds its memory, and copies it before if somebody does:
+        an eager tensor, an array or memory view of one, another variable, NumPy. So a variable of ours, which nobody
+        else can read, gets the tensor, and is asked for an update of no rows. (It keeps it until it gets the next one.
+        Each call costs: among threads that empty the caches 40 us in place of 10.)
+        """
+        tensor = tensors.pop()
+        place, dtype = tensor._numpy().ctypes.data if self._tried < _ENOUGH else 0, tensor.dtype
+        probe, nothing, *no_rows = self._probe(dtype)
+        _assign(probe, tensor)
+        del tensor
+        eager, call = context.context(), pywrap_tfe.TFE_Py_FastPathExecute
+        call(eager, "ResourceStridedSliceAssign", None, probe, *no_rows, nothing)
+        call(eager, "DisableCopyOnRead", None, probe)  # which that update enabled: reading would be copying
+        held = _read(probe, dtype)
+        array = held._numpy()
+        self._tried += 1
+        self._shared += bool(place) and array.ctypes.data != place
+        return Blank(held, array) if array.flags.writeable else None
+
+    def _probe(self, dtype: tf.DType) -> tuple[tf.Tensor, ...]:
+        """The handle of our variable for a dtype, a value without elements, and where such a value goes."""
+        if dtype not in self._probes:
             with tf.device(_HOST):
+                name = context.anonymous_name()
+                handle = tf.raw_ops.VarHandleOp(dtype=dtype, shape=None, shared_name=name)
                 places = [tf.constant([value], tf.int32) for value in _EMPTY_SLICE]
-                self._nothing[dtype] = (tf.zeros([0], dtype), *places)
-        return self._nothing[dtype]
+                self._probes[dtype] = (handle, tf.zeros([0], dtype), *places)
+        return self._probes[dtype]
 
 
 def _is_here(component: tf.Variable) -> bool:

@@ -264,7 +264,7 @@ class _Facts:
             self._shorter(path) if scoped else (),
             id(variable) == self._save_counter,
             self._classes.get(index, ""),
-            tuple(sorted(self._members.get(index, ()))),
+            tuple(sorted(self._members[index])) if index in self._members else (),
         )
 
     def _layer_classes(self) -> dict[int, str]:

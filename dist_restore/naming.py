@@ -141,14 +141,17 @@ def _with_slots(
 
 def _check_edges(nodes: Sequence[Node]) -> None:
     count = len(nodes)
+    used = [child for node in nodes for _, child in node.edges]
+    used += [n for node in nodes for owner, _, slot in node.slots for n in (owner, slot)]
+    if 0 <= min(used, default=0) <= max(used, default=0) < count:
+        return
     pairs = [(i, child) for i, node in enumerate(nodes) for _, child in node.edges]
     pairs += [(i, n) for i, node in enumerate(nodes) for owner, _, slot in node.slots for n in (owner, slot)]
-    for index, child in pairs:
-        if not 0 <= child < count:
-            raise CheckpointCorruptError(
-                f"The object graph is broken: object {index} refers to object {child}, and there are "
-                f"{len(nodes)}. Use another checkpoint."
-            )
+    index, child = next(pair for pair in pairs if not 0 <= pair[1] < count)
+    raise CheckpointCorruptError(
+        f"The object graph is broken: object {index} refers to object {child}, and there are {count}. "
+        "Use another checkpoint."
+    )
 
 
 def _with_one_name_for_steps(nodes: Sequence[Node]) -> Sequence[Node]:
@@ -268,8 +271,7 @@ def _layer_names(nodes: Sequence[Node]) -> dict[int, dict[int, LayerName]]:
     names = {child: nodes[child].layer or _infer_layer_name(nodes, child) for child in members}
     found = {c: _sibling_names({child: names[child] for _, child in nodes[c].edges}) for c in containers}
     for index, node in enumerate(nodes):
-        inside = _numbered_layers(node)
-        if inside:
+        if node.edges and (inside := _numbered_layers(node)):
             known = {child: nodes[child].layer or _layer_name_of_keras_2(nodes, child) for child in inside}
             found[index] = {**found.get(index, {}), **_sibling_names(known)}
     return found

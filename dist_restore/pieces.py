@@ -6,7 +6,7 @@ Knows sources and bytes; knows neither units nor variables.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from dist_restore.sources.base import DirectSource, Source, Stored
 SCRATCH = 2 << 20
 # What one task reads of a large tensor; the threads share each tensor, and an interrupt waits for one piece.
 PIECE = 4 << 20
+# What is read, hashed or transformed within a few milliseconds, so that whoever assigns may do it too.
+BRIEF = 4 * PIECE
 _PAGE = 4096
 
 _buffers = threading.local()
@@ -36,6 +38,11 @@ def scratch(offset: int) -> np.ndarray:
     array: np.ndarray = _buffers.array
     begin = (offset - array.ctypes.data) % _PAGE
     return array[begin : begin + SCRATCH]
+
+
+def release_scratch() -> None:
+    """Gives this thread's buffer back."""
+    vars(_buffers).clear()
 
 
 def read_checked(source: DirectSource, name: str, begin: int, size: int, out: np.ndarray) -> int:
@@ -74,9 +81,9 @@ def pieces_of(size: int) -> list[tuple[int, int]]:
     return [(begin, min(PIECE, size - begin)) for begin in range(0, size, PIECE)]
 
 
-def joined(crcs: Sequence[int], sizes: Sequence[int]) -> int:
-    """The checksum of bytes from those of their pieces."""
+def joined(parts: Iterable[tuple[int, int]]) -> int:
+    """The checksum of bytes from those of their parts: `(checksum, size)` pairs, in order."""
     total = 0
-    for crc, size in zip(crcs, sizes, strict=True):
-        total = checksum.combine(total, crc, size)
+    for crc, size in parts:
+        total = checksum.combine(total, crc, size) if total else crc  # nothing before: no table is made for the size
     return total

@@ -15,14 +15,13 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 Result = TypeVar("Result")
 Task: TypeAlias = Callable[[], None]
 _Future: TypeAlias = concurrent.futures.Future[None]
-_Queued: TypeAlias = tuple[_Future, Task]
 
 # Two threads already reach the memory's speed on the machines measured; more of them help where storage is slow.
 _MAX_THREADS = 8
@@ -33,62 +32,105 @@ class Started(Generic[Result]):
     """Work whose memory is allocated.
 
     Attributes:
-      tasks: what threads do, in any order; calls that end by themselves within a fraction of a second.
+      tasks: what threads do, in any order; calls that end by themselves.
       finish: makes the result once all tasks are done; called by the consumer's thread.
       memory: bytes that the tasks fill, task n its equal part n, where the result consists of just these.
+      brief: whether each task takes a few milliseconds, so that the consumer may do it too.
     """
 
     tasks: tuple[Task, ...]
     finish: Callable[[], Result]
     memory: np.ndarray | None = None
+    brief: bool = False
+
+
+class _Queued(NamedTuple):
+    """A task that waits to be done."""
+
+    future: _Future
+    task: Task
+    brief: bool
 
 
 class _Crew:
-    """Threads that do tasks, first come, first served; and the consumer, who does some where it would wait.
+    """Threads that do tasks, first come, first served; and the consumer, who does brief ones where it would wait.
 
     Two threads and a consumer that waits and assigns are three on two cores: 1.3 GB took 0.46 s so, and 0.41 with one
     thread and a consumer that helps.
+
+    Args:
+      count: how many do tasks at the same time.
+      helped: whether the consumer is one of them.
     """
 
-    def __init__(self, count: int) -> None:
-        self._tasks: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name="dist_restore", daemon=True) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
+    def __init__(self, count: int, *, helped: bool) -> None:
+        self._count = count
+        self._waiting: collections.deque[_Queued] = collections.deque()
+        self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one for each that waits, or more
+        self._threads: list[threading.Thread] = []
+        try:
+            for _ in range(max(1, count - helped)):
+                self._grow()
+        except BaseException:
+            self.close()
+            raise
 
-    def submit(self, task: Task) -> _Future:
+    def submit(self, task: Task, *, brief: bool) -> _Future:
+        if not brief and len(self._threads) < self._count:
+            self._grow()  # for the consumer, who does none of these
         future: _Future = concurrent.futures.Future()
-        self._tasks.put((future, task))
+        self._waiting.append(_Queued(future, task, brief))
+        self._tokens.put(True)
         return future
 
     def help(self, wanted: _Future) -> None:
-        """Does what waits to be done, until `wanted` is done or nothing waits.
+        """Does what waits, until `wanted` is done or what comes next is for threads.
 
         Raises:
           BaseException: an interrupt, at once; what tasks raise is kept for who asks for their results.
         """
-        while not wanted.done():
-            try:
-                queued = self._tasks.get_nowait()
-            except queue.Empty:
-                return
-            error = _do(*queued) if queued is not None else None
-            if error is not None and not isinstance(error, Exception):
-                raise error
+        try:
+            while not wanted.done() and (queued := self._take_brief()) is not None:
+                error = _do(queued.future, queued.task)
+                del queued
+                if error is not None and not isinstance(error, Exception):
+                    raise error
+                del error
+        finally:
+            del wanted  # whose error refers to this frame
 
     def close(self) -> None:
         """Drops what waits, and waits for what is being done."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._tasks.get_nowait()
+        self._waiting.clear()
         for _ in self._threads:
-            self._tasks.put(None)
+            self._tokens.put(False)
         for thread in self._threads:
             thread.join()
 
+    def _grow(self) -> None:
+        thread = threading.Thread(target=self._work, name="dist_restore", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _take(self) -> _Queued | None:
+        try:
+            return self._waiting.popleft()
+        except IndexError:  # somebody was quicker
+            return None
+
+    def _take_brief(self) -> _Queued | None:
+        queued = self._take()
+        if queued is None or queued.brief:
+            return queued
+        self._waiting.appendleft(queued)
+        self._tokens.put(True)
+        return None
+
     def _work(self) -> None:
-        while (queued := self._tasks.get()) is not None:
-            _do(*queued)
+        while self._tokens.get():
+            queued = self._take()
+            if queued is not None:
+                _do(queued.future, queued.task)
             del queued  # and so the memory that its task fills
 
 
@@ -98,6 +140,7 @@ def _do(future: _Future, task: Task) -> BaseException | None:
         task()
     except BaseException as error:
         future.set_exception(error)
+        del future, task  # an error refers to this frame, and the task to the memory that it fills
         return error
     future.set_result(None)
     return None
@@ -121,12 +164,16 @@ class Pending(Generic[Result]):
 
     def result(self) -> Result:
         """Waits for all; raises what a task raised. To be called once: what it held is let go."""
-        for number in range(len(self._futures)):
-            self.wait(number)
-        self._futures.clear()
-        started, self._started, self.memory = self._started, None, None
+        started, self._started = self._started, None
         assert started is not None
-        return started.finish()
+        try:
+            for number in range(len(self._futures)):
+                self.wait(number)
+            return started.finish()
+        finally:
+            self._futures.clear()
+            self.memory = None
+            del started
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,7 +194,9 @@ def thread_count() -> int:
     return max(2, min(_MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
 
 
-def stream(works: Iterable[Work[Result]], budget: int, threads: int | None = None) -> Generator[Result, None, None]:
+def stream(
+    works: Iterable[Work[Result]], budget: int, threads: int | None = None, *, helps: bool = False
+) -> Generator[Result, None, None]:
     """The results of all work, in order.
 
     Work is started ahead while all that is in flight stays within the budget; what is larger passes alone. A result
@@ -157,32 +206,26 @@ def stream(works: Iterable[Work[Result]], budget: int, threads: int | None = Non
     Args:
       works: in the order of the results.
       budget: bytes.
-      threads: how many do the tasks, the consumer's own among them.
+      threads: how many do tasks at the same time.
+      helps: whether the consumer is one of them where it would wait. Not where storage may let it wait for long, nor
+        where it has things to do that take long.
 
     Raises:
       BaseException: what a task raised, at its place in the order.
     """
-    count = (threads or thread_count()) - 1
-    with contextlib.closing(_pending(works, budget, max(1, count), helps=True)) as pendings:
+    with contextlib.closing(stream_pending(works, budget, threads, helps=helps)) as pendings:
         for pending in pendings:
             yield pending.result()
 
 
 def stream_pending(
-    works: Iterable[Work[Result]], budget: int, threads: int | None = None
+    works: Iterable[Work[Result]], budget: int, threads: int | None = None, *, helps: bool = False
 ) -> Generator[Pending[Result], None, None]:
     """As `stream`, but gives each piece of work in its turn while threads may still be at it.
 
-    Each must be waited for (`Pending.result`) before the next one is asked for. The consumer has other things to do,
-    and takes no part in the work.
+    Each must be waited for (`Pending.result`) before the next one is asked for.
     """
-    return _pending(works, budget, threads or thread_count(), helps=False)
-
-
-def _pending(
-    works: Iterable[Work[Result]], budget: int, threads: int, *, helps: bool
-) -> Generator[Pending[Result], None, None]:
-    with contextlib.closing(_Crew(threads)) as crew:
+    with contextlib.closing(_Crew(threads or thread_count(), helped=helps)) as crew:
         flight = _Flight[Result](crew, helps=helps)
         for work in works:
             while flight.nbytes and flight.nbytes + work.nbytes > budget:
@@ -202,7 +245,7 @@ class _Flight(Generic[Result]):
 
     def start(self, work: Work[Result]) -> None:
         started = work.start()
-        futures = [self._crew.submit(task) for task in started.tasks]
+        futures = [self._crew.submit(task, brief=started.brief) for task in started.tasks]
         self.waiting.append(Pending(started, futures, work.nbytes, self._crew if self._helps else None))
         self.nbytes += work.nbytes
 

@@ -13,7 +13,7 @@ from dist_restore.distribute.schedule import Unit
 from dist_restore.measuring import exchange_rate, storage_rate
 from dist_restore.reading import locate
 from dist_restore.sources.base import Source
-from dist_restore.sources.storage import is_local
+from dist_restore.sources.storage import are_local
 from dist_restore.tables import human_bytes
 from dist_restore.wire import Measured, Reading
 
@@ -79,7 +79,7 @@ def _automatic(talk: Communicator, view: View) -> _Choice:
 
 def _measured(talk: Communicator, view: View, load: Load) -> _Choice:
     assert view.source is not None
-    local = all(is_local(path) for path in view.source.index().paths)
+    local = are_local(view.source.index().paths)
     talk.gather(b"", _PHASE)  # all begin at once: storage that is shared must be asked by all at the same time
     rate = talk.run_everywhere(_PHASE, lambda: _storage_rate(talk, view, load))
     found = [Measured.unpack(data) for data in talk.gather(Measured(rate, local).pack(), _PHASE)]

@@ -1,7 +1,8 @@
 """Units -> the values of their targets, read and checked by threads, ahead of whoever assigns them.
 
-Three ways: a large tensor that is assigned as it is goes straight from the file into the memory that its variable will
-have; small tensors that lie side by side in the file are read at once; the rest is read tensor by tensor.
+A large tensor that is assigned as it is goes straight from the file into the memory that its variable will have; small
+tensors that lie side by side in the file are read at once; what is joined or averaged is made piece by piece; the rest
+is read tensor by tensor.
 Knows sources, ops and memory; knows no variables.
 """
 
@@ -20,7 +21,7 @@ from dist_restore.errors import DtypeMismatchError
 from dist_restore.host_memory import Blank
 from dist_restore.joining import Joining, is_joined
 from dist_restore.phases import during
-from dist_restore.pieces import SCRATCH, joined, pieces_of, read_checked, require_checksum
+from dist_restore.pieces import BRIEF, SCRATCH, joined, pieces_of, read_checked, require_checksum
 from dist_restore.piecewise import Piecewise, cost_of, is_piecewise
 from dist_restore.pipeline import Started, Work
 from dist_restore.sources import checksum
@@ -103,7 +104,8 @@ def make_works(
         if places is not None and _is_direct(item.unit):
             yield _large(item.unit, places[0], source, blank)
         elif is_joined(item.unit, places):
-            yield Work(item.unit.entries[0].bytes + SCRATCH, functools.partial(_start_joined, item, source, blank))
+            size = item.unit.entries[0].bytes
+            yield Work(size + min(size, SCRATCH), functools.partial(_start_joined, item, source, blank))
         elif is_piecewise(item.unit, places):
             cost = cost_of(item.unit) + item.unit.entries[0].bytes
             yield Work(cost, functools.partial(_start_piecewise, item, source, blank))
@@ -130,7 +132,7 @@ def _large(unit: Unit, stored: Stored, source: Source, blank: MakeBlank) -> Work
 def _start_large(unit: Unit, stored: Stored, source: DirectSource, blank: MakeBlank) -> Started[Values]:
     entry, name = unit.entries[0], unit.reads[0].name
     target = _memory(entry, blank)
-    data = bytes_of(target.array if isinstance(target, Blank) else target)
+    data = bytes_of(_array(target))
     pieces = pieces_of(stored.size)
     crcs = [0] * len(pieces)
 
@@ -139,11 +141,15 @@ def _start_large(unit: Unit, stored: Stored, source: DirectSource, blank: MakeBl
         crcs[number] = read_checked(source, name, begin, size, data[begin : begin + size])
 
     def finish() -> Values:
-        crc = joined(crcs, [size for _, size in pieces])
+        crc = joined((crc, size) for crc, (_, size) in zip(crcs, pieces, strict=True))
         require_checksum(source, name, stored, crc)
         return [Value(entry, target, crc)]
 
-    return Started(tuple(functools.partial(fill, i) for i in range(len(pieces))), finish, data)
+    return Started(tuple(functools.partial(fill, i) for i in range(len(pieces))), finish, data, brief=True)
+
+
+def _array(memory: Blank | np.ndarray) -> np.ndarray:
+    return memory.array if isinstance(memory, Blank) else memory
 
 
 def memory_for(entry: PlanEntry, blank: MakeBlank = host_memory.blank) -> Blank | np.ndarray:
@@ -188,22 +194,21 @@ def _start_single(item: Located, source: Source, live_of: LiveOf, blank: MakeBla
                 done[number] = _value(entry, arrays, source, live_of(entry), None)
         return [done[number] for number in range(len(unit.entries))]
 
-    return Started((work,), finish)
+    return Started((work,), finish, brief=unit.nbytes <= BRIEF)
 
 
 def _start_joined(item: Located, source: Source, blank: MakeBlank) -> Started[Values]:
     assert item.places is not None and isinstance(source, DirectSource)
     entry = item.unit.entries[0]
     memory = memory_for(entry, blank)
-    array = memory.array if isinstance(memory, Blank) else memory
-    joining = Joining(item.unit, item.places, source, bytes_of(array))
-    return Started(joining.tasks, lambda: [Value(entry, memory, joining.finish())])
+    joining = Joining(item.unit, item.places, source, bytes_of(_array(memory)))
+    return Started(joining.tasks, lambda: [Value(entry, memory, joining.finish())], brief=joining.is_brief)
 
 
 def _start_piecewise(item: Located, source: Source, blank: MakeBlank) -> Started[Values]:
     entry = item.unit.entries[0]
     memory = memory_for(entry, blank)
-    array = memory.array if isinstance(memory, Blank) else memory
+    array = _array(memory)
     work = read_piecewise(item, source, array.reshape(-1))
     return Started((work,), lambda: [Value(entry, memory, checksum.extend(0, bytes_of(array)))])
 
@@ -365,4 +370,4 @@ def _start_batch(units: Sequence[Unit], neighbours: Neighbours, source: Source, 
                     values.append(Value(entry, transform(entry, {read.name: array}, source, live_of(entry)), None))
         return values
 
-    return Started((lambda: neighbours.read(source, data),), finish)
+    return Started((lambda: neighbours.read(source, data),), finish, brief=True)

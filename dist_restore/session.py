@@ -48,7 +48,7 @@ from dist_restore.resolve.rules import RuleSet
 from dist_restore.restore_objects import filled_objects, refuse_shared_iterators, restore_objects
 from dist_restore.sources.base import Source
 from dist_restore.sources.open import Paths, Resolved, open_checkpoint, resolve_path
-from dist_restore.sources.storage import is_local
+from dist_restore.sources.storage import are_local
 from dist_restore.string_values import is_string, parse_strings, read_strings
 from dist_restore.targets import Restorable, Targets, find_targets, guess_strategy
 from dist_restore.wire import Acknowledgement, Decision, Reading
@@ -373,7 +373,7 @@ class Session:
 
 
 def _are_local(source: Source | None) -> bool:
-    return source is not None and all(map(is_local, source.index().paths))
+    return source is not None and are_local(source.index().paths)
 
 
 def _assign_accounted(ledger: Ledger, values: Values) -> None:

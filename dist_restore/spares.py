@@ -16,9 +16,6 @@ import tensorflow as tf
 from dist_restore import host_memory
 from dist_restore.host_memory import Blank, Replacer
 
-# If the first ones of so many old values are all held elsewhere too, no more are tried: each costs a copy.
-_ENOUGH = 4
-
 
 class Spares:
     """Blanks of old memory, and new ones. For one thread.
@@ -28,7 +25,7 @@ class Spares:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._tried, self._shared = limit, 0, 0
+        self._limit = limit
         self._replacer = Replacer()
         self._waiting: collections.deque[Blank] = collections.deque()
 
@@ -43,13 +40,10 @@ class Spares:
 
     def write(self, component: tf.Variable, tensor: tf.Tensor) -> None:
         """As `host_memory.write`; the old value's memory waits for use, or that of a copy if somebody else holds it."""
-        if tensor.shape.num_elements() * tensor.dtype.size > self._limit or self._shared >= _ENOUGH:
+        if tensor.shape.num_elements() * tensor.dtype.size > self._limit:
             host_memory.write(component, tensor)
             return
-        place = host_memory.view(component).ctypes.data if self._tried < _ENOUGH else None
         old = self._replacer.write(component, tensor)
-        self._tried += 1
-        self._shared += place is not None and (old is None or old.array.ctypes.data != place)
         if old is not None:
             self._keep(old)
 

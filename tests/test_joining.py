@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import pathlib
 import random
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 
 import build
-from dist_restore import joining, pieces
+from dist_restore import DistributedRestorer, joining, pieces
 from dist_restore.distribute.schedule import Unit, make_units
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.joining import Joining, is_joined
@@ -91,18 +93,24 @@ def joints(draw: st.DrawFn) -> tuple[str, int, list[tuple[int, ...]]]:
     """An op, its axis, and the shapes of what it joins."""
     op = draw(st.sampled_from(["concat", "stack"]))
     rank = draw(st.integers(1 if op == "concat" else 0, 4))
-    shape = [draw(st.integers(1, 5)) for _ in range(rank)]
-    count = draw(st.integers(2, 4))
+    shape = [draw(st.integers(0, 5)) for _ in range(rank)]
+    count = draw(st.integers(1, 4))
     axis = draw(st.integers(-rank, rank - 1) if op == "concat" else st.integers(-rank - 1, rank))
     shapes = [list(shape) for _ in range(count)]
     if op == "concat":
         for own in shapes:
-            own[axis] = draw(st.integers(1, 5))
+            own[axis] = draw(st.integers(0, 5))
     return op, axis, [tuple(own) for own in shapes]
 
 
 @settings(deadline=None)
-@given(joints(), st.sampled_from(["float32", "int8", "complex128"]), st.integers(1, 7), st.integers(1, 4), st.randoms())
+@given(
+    joints(),
+    st.sampled_from(["float32", "int8", "bool", "bfloat16", "float64", "complex128"]),
+    st.integers(1, 7),
+    st.integers(1, 4),
+    st.randoms(),
+)
 def test_it_is_what_numpy_makes_in_pieces_of_any_size(
     joint: tuple[str, int, list[tuple[int, ...]]], dtype: str, scratch: int, more: int, order: random.Random
 ) -> None:
@@ -119,8 +127,8 @@ def test_it_is_what_numpy_makes_in_pieces_of_any_size(
         unit = unit_of(op, axis, shapes, dtype, expected.shape)
         source = Tensors(arrays)
         np.testing.assert_array_equal(join(unit, source, order), expected)
-        read = sorted(source.requests)
-        assert sum(size for _, _, size in read) == sum(array.nbytes for array in arrays.values())  # each byte once
+        read = [(name, begin + i) for name, begin, size in source.requests for i in range(size)]
+        assert sorted(read) == [(name, i) for name, array in arrays.items() for i in range(array.nbytes)]  # each once
 
 
 def test_rows_are_copied_and_runs_are_read_in_place() -> None:
@@ -134,6 +142,40 @@ def test_rows_are_copied_and_runs_are_read_in_place() -> None:
             np.concatenate(list(arrays.values()), axis),
         )
         assert {size for _, _, size in source.requests} == {SCRATCH}
+
+
+def test_a_tensor_without_a_checksum_is_joined_too() -> None:
+    arrays = {f"t{i}": np.full((4, 4), i, np.float32) for i in range(2)}
+    source = Tensors(arrays)
+    source.places = {name: place._replace(crc32c=None) for name, place in source.places.items()}
+    unit = unit_of("concat", 1, [(4, 4)] * 2, "float32", (4, 8))
+    np.testing.assert_array_equal(join(unit, source), np.concatenate(list(arrays.values()), 1))
+
+
+@pytest.mark.parametrize("side", [8, 700])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_a_restore_joins_and_reads_nothing_twice_into_new_memory(
+    side: int, axis: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Joining] = []
+    original = Joining.__init__
+
+    def init(self: Joining, *args: object) -> None:
+        made.append(self)
+        original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Joining, "__init__", init)
+    saved = [tf.Variable(tf.random.stateless_uniform((side, side), (i, 0))) for i in range(3)]
+    path = tf.train.Checkpoint(**dict(zip("qkv", saved, strict=True))).write(str(tmp_path / "ckpt"))
+    expected = np.concatenate([v.numpy() for v in saved], axis)
+    live = tf.Variable(tf.zeros(expected.shape))
+    done = DistributedRestorer(
+        tf.train.Checkpoint(qkv=live),
+        rules={"rule": [{"from": ["q", "k", "v"], "to": "qkv", "ops": [{"concat": {"axis": axis}}]}]},
+    ).restore(path)
+    np.testing.assert_array_equal(live.numpy(), expected)
+    assert len(made) == 1
+    assert dict(done.hashes)["qkv"] == f"{checksum.extend(0, expected.reshape(-1).view(np.uint8)):08x}"
 
 
 def test_threads_share_large_tensors_and_small_ones_are_one_task() -> None:

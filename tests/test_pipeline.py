@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import pathlib
 import threading
 import time
+import traceback
+import weakref
 from collections.abc import Callable, Iterator
 
 import ml_dtypes
@@ -18,7 +22,7 @@ from dist_restore.checking import check_located
 from dist_restore.distribute.schedule import make_units
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.host_memory import Blank
-from dist_restore.pipeline import Started, Work, stream, stream_pending
+from dist_restore.pipeline import Started, Work, stream
 from dist_restore.reading import locate, make_works
 from dist_restore.report.progress import progress
 from dist_restore.sources import checksum
@@ -31,6 +35,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.now = self.peak = 0
+        self.brief = True
         self.alone: list[int] = []
 
     def work(self, number: int, nbytes: int, task: Callable[[], None] = lambda: None) -> Work[tuple[int, int]]:
@@ -39,7 +44,7 @@ class Meter:
                 self.alone.append(number)
             self.now += nbytes
             self.peak = max(self.peak, self.now)
-            return Started((task,), lambda: (number, nbytes))
+            return Started((task,), lambda: (number, nbytes), brief=self.brief)
 
         return Work(nbytes, start)
 
@@ -135,7 +140,7 @@ def workers_of(results: Callable[[list[Work[tuple[int, int]]]], None]) -> set[th
 
 def test_a_consumer_that_would_wait_does_some_of_the_work() -> None:
     def consume(works: list[Work[tuple[int, int]]]) -> None:
-        assert len(list(stream(works, budget=20, threads=2))) == 20
+        assert len(list(stream(works, budget=20, threads=2, helps=True))) == 20
 
     workers = workers_of(consume)
     assert threading.current_thread() in workers
@@ -144,11 +149,76 @@ def test_a_consumer_that_would_wait_does_some_of_the_work() -> None:
 
 def test_a_consumer_with_other_things_to_do_takes_no_part() -> None:
     def consume(works: list[Work[tuple[int, int]]]) -> None:
-        for pending in stream_pending(works, budget=20, threads=2):
-            pending.wait(0)
-            pending.result()
+        assert len(list(stream(works, budget=20, threads=2))) == 20
 
     assert threading.current_thread() not in workers_of(consume)
+
+
+def test_long_tasks_are_for_threads_and_there_is_one_more_of_them() -> None:
+    seen: list[threading.Thread] = []
+    both = threading.Barrier(2)
+
+    def task() -> None:
+        seen.append(threading.current_thread())
+        both.wait(30)
+
+    meter = Meter()
+    meter.brief = False
+    works = [meter.work(i, 1, task) for i in range(20)]
+    assert meter.consume(stream(works, budget=20, threads=2, helps=True)) == list(range(20))
+    assert threading.current_thread() not in seen
+    assert len(set(seen)) == 2
+
+
+def test_brief_tasks_behind_long_ones_are_done_too() -> None:
+    works = [Work(1, functools.partial(_started, number, brief=number % 3 != 0)) for number in range(60)]
+    for threads in (1, 2, 4):
+        assert list(stream(works, budget=25, threads=threads, helps=True)) == list(range(60))
+
+
+def _started(number: int, *, brief: bool) -> Started[int]:
+    return Started((lambda: time.sleep(0.001),) * 3, lambda: number, brief=brief)
+
+
+def test_an_error_in_a_task_that_the_consumer_did_surfaces_at_its_place() -> None:
+    def task(number: int) -> None:
+        if number == 0:
+            time.sleep(0.1)  # in a thread; the consumer does all others meanwhile
+        elif number == 7:
+            raise ValueError("a bad disk")
+
+    meter, seen = Meter(), []
+    works = [meter.work(i, 1, lambda i=i: task(i)) for i in range(20)]
+    with pytest.raises(ValueError, match="a bad disk"):
+        for number, _ in stream(works, budget=20, threads=2, helps=True):
+            seen.append(number)
+    assert seen == list(range(7))
+
+
+def test_an_error_keeps_nothing_of_what_was_in_flight() -> None:
+    class Memory:
+        pass
+
+    def started(number: int, memory: Memory) -> Started[Memory]:
+        def task() -> None:
+            assert memory is not None
+            if number == 3:
+                raise ValueError("a bad disk")
+
+        return Started((task,), lambda: memory, brief=True)
+
+    memories = [Memory() for _ in range(10)]
+    alive = [weakref.ref(memory) for memory in memories]
+    gc.disable()
+    try:
+        works = [Work(1, functools.partial(started, i, memory)) for i, memory in enumerate(memories)]
+        with pytest.raises(ValueError, match="a bad disk") as error:
+            list(stream(works, budget=10, threads=2, helps=True))
+        traceback.clear_frames(error.tb)
+        del works, memories, error
+        assert [ref() for ref in alive] == [None] * 10
+    finally:
+        gc.enable()
 
 
 def test_an_interrupt_that_meets_a_task_of_the_consumer_is_raised_at_once() -> None:
@@ -162,7 +232,10 @@ def test_an_interrupt_that_meets_a_task_of_the_consumer_is_raised_at_once() -> N
 
     meter = Meter()
     works = [meter.work(i, 1, lambda i=i: task(i)) for i in range(100)]
-    with pytest.raises(KeyboardInterrupt), contextlib.closing(stream(works, budget=100, threads=2)) as results:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        contextlib.closing(stream(works, budget=100, threads=2, helps=True)) as results,
+    ):
         for number, _ in results:
             assert number < 50
     assert len(done) < 50

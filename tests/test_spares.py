@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
-from dist_restore import DistributedRestorer, host_memory
+from dist_restore import DistributedRestorer, execute, host_memory
 from dist_restore.assign import Assigner
-from dist_restore.spares import _ENOUGH, Spares
+from dist_restore.host_memory import _ENOUGH
+from dist_restore.pipeline import Work
+from dist_restore.reading import Values
+from dist_restore.spares import Spares
 
 SHAPE = (300, 400)
 SIZE = 4 * 300 * 400
@@ -132,7 +137,7 @@ def test_a_blank_of_another_shape_takes_memory_of_the_same_size(shape: tuple[int
     blank.array[...] = np.arange(120_000, dtype=np.float32).reshape(shape)
     variable = tf.Variable(tf.zeros(shape))
     Assigner(tf.distribute.get_strategy()).assign(variable, blank)
-    del blank
+    del blank, spares
     variable.assign_add(tf.ones(shape))
     np.testing.assert_array_equal(variable.numpy().ravel(), np.arange(1, 120_001, dtype=np.float32))
     assert host_memory.view(variable).ctypes.data == place, "updated in its place"
@@ -153,6 +158,7 @@ def test_no_more_than_the_limit_waits(limit: int, kept: int) -> None:
     variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(4)]
     blanks = [host_memory.blank(SHAPE, "float32") for _ in variables]
     places = {replace_with(v, b, spares) for v, b in zip(variables, blanks, strict=True)}
+    assert spares._held == kept * SIZE
     found = [spares.blank(SHAPE, "float32") for _ in range(8)]
     assert len(places & set(map(address, found[:kept]))) == kept
     assert spares._held == 0
@@ -164,15 +170,40 @@ def replace_with(variable: tf.Variable, blank: host_memory.Blank, spares: Spares
     return place
 
 
+@pytest.mark.parametrize("budget", [SIZE, 40 << 20, 256 << 20, 4 << 30])
+def test_what_is_in_flight_and_what_waits_are_within_the_budget_together(
+    budget: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+
+    def stream(works: Iterable[Work[Values]], ahead: int, *, helps: bool) -> Iterator[Values]:
+        limits.append(ahead)
+        return original_stream(works, ahead, helps=helps)
+
+    def spares(limit: int) -> Spares:
+        limits.append(limit)
+        return Spares(limit)
+
+    original_stream = execute.stream
+    monkeypatch.setattr(execute, "stream", stream)
+    monkeypatch.setattr(execute, "Spares", spares)
+    path = tf.train.Checkpoint(weight=tf.Variable(tf.ones(SHAPE))).write(str(tmp_path / "ckpt"))
+    live = tf.Variable(tf.zeros(SHAPE))
+    DistributedRestorer(tf.train.Checkpoint(weight=live), memory_budget=budget, verify="checksum").restore(path)
+    assert (live.numpy() == 1).all()
+    assert len(limits) == 2
+    assert sum(limits) <= budget
+
+
 def test_where_all_old_values_are_held_no_more_of_them_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[tf.Variable] = []
-    original = host_memory.Replacer.write
+    tried: list[int] = []
+    original = host_memory.Replacer._alone
 
-    def write(self: host_memory.Replacer, component: tf.Variable, tensor: tf.Tensor) -> host_memory.Blank | None:
-        tried.append(component)
-        return original(self, component, tensor)
+    def alone(self: host_memory.Replacer, tensors: list[tf.Tensor]) -> host_memory.Blank | None:
+        tried.append(1)
+        return original(self, tensors)
 
-    monkeypatch.setattr(host_memory.Replacer, "write", write)
+    monkeypatch.setattr(host_memory.Replacer, "_alone", alone)
     spares = Spares(1 << 30)
     variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(_ENOUGH + 2)]
     held = [variable.read_value() for variable in variables[:_ENOUGH]]
@@ -205,8 +236,9 @@ def test_replicas_that_share_their_memory_leave_it_when_the_last_one_has_changed
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_restore_changes_nothing_that_shared_memory_with_what_it_replaces(
-    replicas: int, tmp_path: pathlib.Path
+    replicas: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(execute, "_USEFUL", 2 * SIZE)  # so little in flight that memory is wanted again at once
     devices = [f"CPU:{i}" for i in range(replicas)]
     strategy = tf.distribute.MirroredStrategy(devices) if replicas > 1 else tf.distribute.get_strategy()
     with strategy.scope():
@@ -218,14 +250,41 @@ def test_a_restore_changes_nothing_that_shared_memory_with_what_it_replaces(
         average.assign(weight)
     arrays = [np.asarray(weight.read_value()) for weight in live[1::3]]
     for _ in range(3):
-        # So small a budget that memory is wanted again at once.
-        DistributedRestorer(tf.train.Checkpoint(weights=live), memory_budget=2 * SIZE).restore(prefix)
+        DistributedRestorer(tf.train.Checkpoint(weights=live)).restore(prefix)
         for number, weight in enumerate(live):
             assert (weight.numpy() == number).all()
     for number, average in enumerate(averages[::3]):
         assert (average.numpy() == 100.0 + 3 * number).all()
     for number, array in enumerate(arrays):
         assert (array == 100.0 + 1 + 3 * number).all()
+
+
+def test_who_reads_meanwhile_sees_the_old_value_or_the_new_one() -> None:
+    spares, assigner = Spares(1 << 30), Assigner(tf.distribute.get_strategy())
+    variable, other = tf.Variable(tf.zeros(SHAPE)), tf.Variable(tf.zeros(SHAPE))
+    stopped, mixed = threading.Event(), list[np.ndarray]()
+
+    def read() -> None:
+        while not stopped.is_set():
+            value = np.asarray(variable.read_value())
+            first = value[0, 0]
+            time.sleep(0)  # others fill memory now
+            if not (value == first).all():
+                mixed.append(value)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(300):
+        for target in (variable, other):
+            blank = spares.blank(SHAPE, "float32")
+            blank.array[...] = number
+            assigner.assign(target, blank, spares=spares)
+            del blank
+    stopped.set()
+    for reader in readers:
+        reader.join()
+    assert not mixed
 
 
 def test_a_variable_that_was_updated_by_rows_is_restored_too(tmp_path: pathlib.Path) -> None:

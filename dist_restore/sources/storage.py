@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+from collections.abc import Iterable
 
 from dist_restore.sources import files
 
@@ -22,6 +23,11 @@ def is_local(path: str) -> bool:
         return False
     kind = file_system(os.path.realpath(path))
     return kind is None or kind in _LOCAL
+
+
+def are_local(paths: Iterable[str]) -> bool:
+    """Whether all of a source's files are: a read of some MB then takes milliseconds."""
+    return all(map(is_local, paths))
 
 
 def file_system(path: str) -> str | None:
