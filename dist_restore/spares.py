@@ -16,6 +16,11 @@ import tensorflow as tf
 from dist_restore import host_memory
 from dist_restore.host_memory import Blank, Replacer
 
+# To win the memory of one old value takes six calls, 0.2 to 0.3 ms among threads that empty the caches; to touch new
+# memory of this size 0.15 to 0.8 ms. With 0.2 GB in tensors of 0.4 and 1.6 MB a restore took 0.16 s with all of them,
+# and 0.13 with none.
+_LEAST = 1 << 20
+
 
 class Spares:
     """Blanks of old memory, and new ones. For one thread.
@@ -40,7 +45,7 @@ class Spares:
 
     def write(self, component: tf.Variable, tensor: tf.Tensor) -> None:
         """As `host_memory.write`; the old value's memory waits for use, or that of a copy if somebody else holds it."""
-        if tensor.shape.num_elements() * tensor.dtype.size > self._limit:
+        if not _LEAST <= tensor.shape.num_elements() * tensor.dtype.size <= self._limit:
             host_memory.write(component, tensor)
             return
         old = self._replacer.write(component, tensor)

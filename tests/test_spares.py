@@ -23,6 +23,11 @@ SHAPE = (300, 400)
 SIZE = 4 * 300 * 400
 
 
+@pytest.fixture(autouse=True)
+def no_size_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dist_restore.spares._LEAST", 1)
+
+
 def address(blank: host_memory.Blank) -> int:
     return blank.array.ctypes.data
 
@@ -168,6 +173,15 @@ def replace_with(variable: tf.Variable, blank: host_memory.Blank, spares: Spares
     place = host_memory.view(variable).ctypes.data
     Assigner(tf.distribute.get_strategy()).assign(variable, blank, spares=spares)
     return place
+
+
+def test_little_memory_is_not_worth_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    spares = Spares(1 << 30)
+    replace(tf.Variable(tf.zeros(SHAPE)), spares)
+    assert spares._held == 0
+    replace(tf.Variable(tf.zeros((1024, 256))), spares)
+    assert spares._held == 1 << 20
 
 
 @pytest.mark.parametrize("budget", [SIZE, 40 << 20, 256 << 20, 4 << 30])
