@@ -177,7 +177,7 @@ def assign_units(
       RestoreError: something failed half way; the message names the variables that had changed.
     """
     ahead = min(memory_budget, _USEFUL)
-    spares = Spares(min(ahead, memory_budget - ahead))
+    spares = Spares(min(2 * ahead, memory_budget - ahead))
     works = make_works(located, source, live_of, spares.blank)
     # On storage behind a network a read may take long, and no signal is heard meanwhile.
     helps = are_local(source.index().paths)

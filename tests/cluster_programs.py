@@ -140,7 +140,7 @@ def restore_after_measuring(
         mock.patch.object(read_modes, "storage_rate", lambda *args: storage),
         mock.patch.object(read_modes, "_LITTLE", 0),
         mock.patch.object(read_modes, "SLOWEST_EXCHANGE", exchange),
-        mock.patch.object(read_modes, "is_local", lambda path: False),
+        mock.patch.object(read_modes, "are_local", lambda paths: False),
     ):
         return restore(strategy, build(strategy), path)
 

@@ -195,7 +195,7 @@ def test_an_error_among_the_variables_says_that_the_table_had_changed(
 ) -> None:
     path = save(Checkpoint(v=tf.Variable(1.0), t=words(a=1)), tmp_path)
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise dr.RestoreError("the disk is gone.")
 
     monkeypatch.setattr("dist_restore.execute.stream", broken)
