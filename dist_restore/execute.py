@@ -177,6 +177,8 @@ def assign_units(
       RestoreError: something failed half way; the message names the variables that had changed.
     """
     ahead = min(memory_budget, _USEFUL)
+    # Twice as much, so that a value of more than `ahead` can wait: 4 GB with fused tensors of 41 and 55 MB took 806 MB
+    # beyond the variables with `ahead`, and 489 so.
     spares = Spares(min(2 * ahead, memory_budget - ahead))
     works = make_works(located, source, live_of, spares.blank)
     # On storage behind a network a read may take long, and no signal is heard meanwhile.
@@ -266,7 +268,7 @@ def _alike(item: Assigned, variable: tf.Variable) -> Hashable | None:
 def _verification(
     group: Sequence[Sequence[Assigned]], handles: Mapping[str, tf.Variable], assigner: Assigner
 ) -> Work[list[str]]:
-    """Variables are read by the consumer's thread, and hashed by others."""
+    """Variables are read by the consumer's thread, and hashed by any."""
     flat = [item for items in group for item in items]
     size = sum(item.nbytes for item in flat)
 

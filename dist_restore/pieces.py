@@ -17,7 +17,7 @@ from dist_restore.sources.base import DirectSource, Source, Stored
 # What is read before its checksum is computed: stays in the cache. Reading and checking 1.3 GB with two threads takes
 # 0.092 s in pieces of 1 MB (tasks of 2 MB), 0.076 in pieces of 2 MB (tasks of 4 MB), 0.068 of 4 MB (tasks of 8 MB).
 SCRATCH = 2 << 20
-# What one task reads of a large tensor; the threads share each tensor, and an interrupt waits for one piece.
+# What one task reads of a large tensor; the threads share each tensor.
 PIECE = 4 << 20
 # What is read, hashed or transformed within a few milliseconds, so that whoever assigns may do it too.
 BRIEF = 4 * PIECE
