@@ -94,7 +94,7 @@ class Session:
             acknowledgements = self._agree(plan, given, targets)
             units = make_units(plan.entries)
             reading = self._choose(units, acknowledgements)
-            remote = self._run("agree", lambda: self._other_hosts(units, targets))
+            remote = self._run("choose", lambda: self._other_hosts(units, targets))
             if self._talk.world_size > 1 and remote.is_needed:
                 raise RestoreError("Variables of a cluster of several programs are on devices of other programs.")
             self._check(remote.client_reads, reading)
