@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import tensorflow as tf
 
@@ -40,7 +40,7 @@ class Replicas:
         return tuple(found)
 
 
-class Write(NamedTuple):
+class Write(msgspec.Struct, frozen=True):
     """A value for a variable: as for `Assigner.assign`."""
 
     variable: tf.Variable
@@ -118,7 +118,7 @@ class Assigner:
         arrays = [w.value for w in writes if not isinstance(w.value, Blank)]
         if rows and len(arrays) == len(rows) and grouped.write(rows, arrays):
             return [(w.crc32c,) * len(row or ()) for w, row in zip(writes, rows, strict=True)]
-        return [self.assign(*write, spares) for write in writes]
+        return [self.assign(w.variable, w.value, w.crc32c, spares) for w in writes]
 
     def _assign_whole(self, variable: tf.Variable, tensor: tf.Tensor, crc: int) -> tuple[int, ...]:
         with self._strategy.scope():

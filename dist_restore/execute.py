@@ -10,8 +10,8 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
+import msgspec
 import tensorflow as tf
 
 from dist_restore.assign import Assigner, Replicas, Write, checksum
@@ -41,7 +41,7 @@ from dist_restore.transforms import Live
 _USEFUL = 4 * PIECE * thread_count()
 
 
-class Assigned(NamedTuple):
+class Assigned(msgspec.Struct, frozen=True):
     """What one variable must hold now.
 
     Attributes:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+
+import msgspec
 
 
-class Leaf(NamedTuple):
+class Leaf(msgspec.Struct, frozen=True):
     """A variable at a node.
 
     Attributes:
@@ -28,7 +29,7 @@ class LayerName:
     counted: bool
 
 
-class Node(NamedTuple):
+class Node(msgspec.Struct, frozen=True):
     """One object.
 
     Attributes:

@@ -11,9 +11,9 @@ import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import keras
+import msgspec
 import tensorflow as tf
 
 from dist_restore import keras2
@@ -38,7 +38,7 @@ _NO_STATE = (str, bytes, int, float, bool, type(None), tf.Tensor, tf.DType, tf.T
 _LOOKUPS = (keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization)
 
 
-class LiveLeaf(NamedTuple):
+class LiveLeaf(msgspec.Struct, frozen=True):
     """A live variable and what the walk knows of it.
 
     Attributes:

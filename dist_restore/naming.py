@@ -14,7 +14,8 @@ import heapq
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from dist_restore import keras2_slots
 from dist_restore.errors import CheckpointCorruptError
@@ -56,7 +57,7 @@ MAX_ASKED = 1000
 MAX_PATHS = 6
 
 
-class NamedLeaf(NamedTuple):
+class NamedLeaf(msgspec.Struct, frozen=True):
     """A variable with its names."""
 
     node: int
@@ -67,7 +68,7 @@ class NamedLeaf(NamedTuple):
     slot: Slot | None
 
 
-class _Path(NamedTuple):
+class _Path(msgspec.Struct, frozen=True):
     """A way from the root to a node.
 
     Attributes:
@@ -162,7 +163,7 @@ def _with_one_name_for_steps(nodes: Sequence[Node]) -> Sequence[Node]:
     changed = list(nodes)
     for index in legacy:
         edges = nodes[index].edges
-        changed[index] = nodes[index]._replace(edges=(*edges, ("iterations", dict(edges)["iter"])))
+        changed[index] = msgspec.structs.replace(nodes[index], edges=(*edges, ("iterations", dict(edges)["iter"])))
     return changed
 
 
@@ -233,9 +234,9 @@ def _extend(node: Node, path: _Path, layers: Mapping[int, LayerName]) -> Iterato
 
 
 def _step(path: _Path, name: str, child: int, layer: LayerName | None) -> _Path:
-    weight, text, parent, size, raw, container, kind, visited = path
-    first = len(visited) == 1
-    raw, visited = name if first else f"{raw}/{name}", (*visited, child)
+    weight, text, parent, size, container, kind = path.weight, path.text, path.parent, path.size, path.edge, path.kind
+    first = len(path.visited) == 1
+    raw, visited = name if first else f"{path.raw}/{name}", (*path.visited, child)
     # `Checkpoint(model)` calls the model `root`; in its checkpoint the model is the root itself.
     if name in TRANSPARENT or (name == "root" and first):
         return _Path(weight, text, parent, size, raw, name, kind, visited)
@@ -340,7 +341,7 @@ def _unread_state(nodes: Sequence[Node], slots: Mapping[int, Slot]) -> list[int]
 
 def _numbered(leaf: NamedLeaf) -> NamedLeaf:
     aliases = tuple([Alias(a.name, AliasKind.POSITIONAL) for a in leaf.aliases])
-    return leaf._replace(kind=AliasKind.POSITIONAL, aliases=aliases)
+    return msgspec.structs.replace(leaf, kind=AliasKind.POSITIONAL, aliases=aliases)
 
 
 def _add_slots_without_edges(optimizers: Iterable[OptimizerNode], paths: dict[int, list[_Path]]) -> None:
@@ -349,7 +350,7 @@ def _add_slots_without_edges(optimizers: Iterable[OptimizerNode], paths: dict[in
         for role, owner, slot in optimizer.slots:
             if owner in paths and optimizer.node in paths and slot not in paths:
                 text = f"{paths[optimizer.node][0].text}/{role}/{paths[owner][0].text}"
-                paths[slot] = [paths[owner][0]._replace(text=text, raw=text, kind=AliasKind.SEMANTIC)]
+                paths[slot] = [msgspec.structs.replace(paths[owner][0], text=text, raw=text, kind=AliasKind.SEMANTIC)]
 
 
 def _flat_names(nodes: Sequence[Node], optimizers: Iterable[OptimizerNode]) -> dict[int, str]:
@@ -375,7 +376,7 @@ def _name_unclear(
                 text = "\n".join(sorted(leaves[owner].name for owner in owners if owner in leaves))
                 digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
                 alias = Alias(f"{leaf.name}@{digest}", AliasKind.SEMANTIC)
-                yield slot, leaf._replace(kind=AliasKind.POSITIONAL, aliases=(alias, *leaf.aliases))
+                yield slot, msgspec.structs.replace(leaf, kind=AliasKind.POSITIONAL, aliases=(alias, *leaf.aliases))
 
 
 def _slot_table(
@@ -446,7 +447,7 @@ def _make_unique(leaves: Sequence[NamedLeaf], paths: Mapping[int, list[_Path]]) 
 
 def _renamed(leaf: NamedLeaf, name: str) -> NamedLeaf:
     names = {leaf.name: leaf.kind, **{a.name: a.kind for a in leaf.aliases}}
-    return leaf._replace(name=name, kind=AliasKind.SEMANTIC, aliases=_aliases(names, name))
+    return msgspec.structs.replace(leaf, name=name, kind=AliasKind.SEMANTIC, aliases=_aliases(names, name))
 
 
 def _refuse_equal(names: Iterable[str]) -> None:

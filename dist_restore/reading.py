@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
+import msgspec
 import numpy as np
 
 from dist_restore import host_memory
@@ -36,7 +37,7 @@ _LARGE = 256 << 10
 _GAP = 16 << 10
 
 
-class Value(NamedTuple):
+class Value(msgspec.Struct, frozen=True):
     """What one target gets.
 
     Attributes:
@@ -55,7 +56,7 @@ MakeBlank: TypeAlias = Callable[[Sequence[int], str], Blank | None]
 Values: TypeAlias = list[Value]
 
 
-class Located(NamedTuple):
+class Located(msgspec.Struct, frozen=True):
     """A unit, and where what it reads lies; None where some of it can only be read by `Source.read`."""
 
     unit: Unit

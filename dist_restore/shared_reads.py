@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 
 from dist_restore.distribute.exchange import Exchange, Round
@@ -197,7 +198,7 @@ class _Sent:
         if self._value.entry.target != self._entry.target:
             raise RestoreError(f"internal: {self._value.entry.target!r} came instead of {self._entry.target!r}")
         if self._value.crc32c is None:
-            self._value = self._value._replace(crc32c=checksum.extend(0, self._data))
+            self._value = msgspec.structs.replace(self._value, crc32c=checksum.extend(0, self._data))
         return self._value
 
 

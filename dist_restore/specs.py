@@ -13,7 +13,8 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+
+import msgspec
 
 # Bytes per element by TensorFlow's dtype names. Strings have no fixed size and count as 0 here; their bytes
 # are known only to the file.
@@ -87,7 +88,7 @@ class AliasKind(str, enum.Enum):
     POSITIONAL = "positional"
 
 
-class Alias(NamedTuple):
+class Alias(msgspec.Struct, frozen=True):
     """One name of a tensor, and how much it says."""
 
     name: str
@@ -197,7 +198,7 @@ class Place:
     layer_class: str
 
 
-class SourceTensor(NamedTuple):
+class SourceTensor(msgspec.Struct, frozen=True):
     """One tensor of a checkpoint, as everybody but its `Source` sees it.
 
     Attributes:
@@ -279,7 +280,7 @@ class CheckpointIndex:
         return _fingerprint([f"{t.name}\0{texts.of(t.spec)}\0{t.key}\0{_slot_text(t.slot)}" for t in self.tensors])
 
 
-class TargetVariable(NamedTuple):
+class TargetVariable(msgspec.Struct, frozen=True):
     """One live variable, as everybody but `targets` and `assign` sees it.
 
     Attributes:

@@ -316,11 +316,12 @@ def test_the_stream_gives_what_reading_one_by_one_gives(tmp_path: pathlib.Path, 
     source = open_checkpoint(path)
     seen = {}
     for values in stream(make_works(locate(make_units(plan.entries), source), source, no_live), budget):
-        for entry, value, crc in values:
-            array = value.array if isinstance(value, Blank) else value
-            np.testing.assert_array_equal(array, source.read(entry.sources[0]))
-            assert crc is None or crc == checksum.extend(0, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-            seen[entry.target] = True
+        for value in values:
+            array = value.value.array if isinstance(value.value, Blank) else value.value
+            np.testing.assert_array_equal(array, source.read(value.entry.sources[0]))
+            if value.crc32c is not None:
+                assert value.crc32c == checksum.extend(0, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            seen[value.entry.target] = True
     assert len(seen) >= len(VALUES)
     source.close()
 

@@ -7,14 +7,15 @@ split out of one tensor) are one unit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from dist_restore.entries import PlanEntry
 from dist_restore.specs import Box, TensorSpec
 from dist_restore.transforms import source_boxes
 
 
-class Read(NamedTuple):
+class Read(msgspec.Struct, frozen=True):
     """One source tensor of a unit.
 
     Attributes:
@@ -28,7 +29,7 @@ class Read(NamedTuple):
     whole: bool
 
 
-class Unit(NamedTuple):
+class Unit(msgspec.Struct, frozen=True):
     """Entries that are carried out together.
 
     Attributes:

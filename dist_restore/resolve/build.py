@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.errors import DtypeMismatchError, RuleError, ShapeMismatchError
@@ -21,7 +22,7 @@ from dist_restore.transforms import (
 )
 
 
-class Choice(NamedTuple):
+class Choice(msgspec.Struct, frozen=True):
     """Sources and unbound ops for one target, and what decided them.
 
     Attributes:

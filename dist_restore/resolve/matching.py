@@ -10,7 +10,9 @@ import collections
 import dataclasses
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
+
+import msgspec
 
 from dist_restore.resolve.alignment import PATH_KINDS, Alignment, align
 from dist_restore.resolve.families import Lists, template_of_counted, template_of_flat
@@ -20,7 +22,7 @@ from dist_restore.specs import Alias, AliasKind, Group, SourceTensor, TargetVari
 _SEMANTIC = (AliasKind.SEMANTIC,)
 
 
-class Match(NamedTuple):
+class Match(msgspec.Struct, frozen=True):
     """A source for a target, and what it rests on."""
 
     source: SourceTensor
@@ -47,7 +49,7 @@ class _How(enum.Enum):
     FLAT = "by a name that has lost its separators"
 
 
-class _Claim(NamedTuple):
+class _Claim(msgspec.Struct, frozen=True):
     """A source that a name of a target points to."""
 
     source: SourceTensor

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.errors import RuleError
@@ -25,7 +26,7 @@ from dist_restore.transforms import for_slot, refuses_slot
 _NOT_ZERO = "new elements would begin as zero, by which this optimizer divides where a gradient is zero"
 
 
-class Owner(NamedTuple):
+class Owner(msgspec.Struct, frozen=True):
     """What was decided for the owner of slots.
 
     Attributes:
@@ -136,7 +137,8 @@ class SlotResolver:
         assert slot is not None
         theirs = [s.slot for s in owner.sources]
         if slot.role == "average" and all(s is not None and s.role == "average" for s in theirs):
-            return build_entry(target, owner._replace(evidence=f"its owner is the average itself ({owner.evidence})"))
+            evidence = f"its owner is the average itself ({owner.evidence})"
+            return build_entry(target, msgspec.structs.replace(owner, evidence=evidence))
         names = " + ".join(repr(s.name) for s in owner.sources)
         stored = [name for t in theirs if t is not None for name in self._stored(slot.role, t.owner)]
         take = f', or from = "{stored[0]}", to = "{target.name}" for that of the raw weights' if stored else ""
@@ -185,7 +187,7 @@ class SlotResolver:
             return self._unmatched(target, _refused(target, slot.role, tensors, refusal))
         ops = for_slot(owner.ops, 1 if degree is None else degree)
         evidence = f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"
-        entry = build_entry(target, owner._replace(sources=tensors, ops=ops, evidence=evidence))
+        entry = build_entry(target, msgspec.structs.replace(owner, sources=tensors, ops=ops, evidence=evidence))
         if entry.status is Status.RESIZED and begins_above_zero(slot.role, family):
             return self._unmatched(target, _refused(target, slot.role, tensors, _NOT_ZERO))
         return entry

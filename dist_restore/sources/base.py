@@ -6,8 +6,9 @@ that tells formats apart.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 
 from dist_restore.specs import Box, CheckpointIndex
@@ -58,7 +59,7 @@ class Source(Protocol):
         """Gives back file handles. Reading afterwards is an error."""
 
 
-class Stored(NamedTuple):
+class Stored(msgspec.Struct, frozen=True):
     """Where a tensor's bytes lie, in one piece and in the form that memory has.
 
     Attributes:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
+import msgspec
 from google.protobuf.message import DecodeError
 from tensorflow.core.framework import tensor_slice_pb2
 from tensorflow.core.protobuf import tensor_bundle_pb2
@@ -37,7 +37,7 @@ class SliceEntry:
     key: str
 
 
-class BundleEntry(NamedTuple):
+class BundleEntry(msgspec.Struct, frozen=True):
     """Where one tensor lies.
 
     Attributes:
@@ -153,7 +153,7 @@ def join_slices(entries: dict[str, BundleEntry], path: str) -> dict[str, BundleE
         if not regions.tiles(tuple(p.box for p in whole.slices), whole.spec.shape):
             raise _corrupt(path, whole.key, f"parts that cover {whole.spec} once", "gaps or overlaps between them")
         size = sum(parts[p.key].size for p in whole.slices)
-        entries[whole.key] = whole._replace(size=size)
+        entries[whole.key] = msgspec.structs.replace(whole, size=size)
     return parts
 
 

@@ -11,6 +11,8 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from dist_restore.sources.keras_layers import is_automatic
 from dist_restore.sources.tf_checkpoint import TfCheckpoint
 from dist_restore.specs import Alias, AliasKind, CheckpointIndex, SourceTensor
@@ -74,9 +76,9 @@ def _named(tensor: SourceTensor, name: str, group: Iterable[SourceTensor]) -> So
     places = dict.fromkeys(n for t in group for n in (t.name, *(a.name for a in t.aliases)) if n != name)
     aliases = tuple(Alias(place, AliasKind.POSITIONAL) for place in places)
     kind = AliasKind.COUNTED if automatic else AliasKind.SEMANTIC
-    return tensor._replace(name=name, aliases=aliases, name_kind=kind)
+    return msgspec.structs.replace(tensor, name=name, aliases=aliases, name_kind=kind)
 
 
 def _nameless(tensor: SourceTensor) -> SourceTensor:
     aliases = tuple(Alias(a.name, AliasKind.POSITIONAL) for a in tensor.aliases)
-    return tensor._replace(name_kind=AliasKind.POSITIONAL, aliases=aliases)
+    return msgspec.structs.replace(tensor, name_kind=AliasKind.POSITIONAL, aliases=aliases)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from dist_restore.errors import (
@@ -83,7 +84,7 @@ class SeveralSources:
         part, own = split(name)
         stored = self._direct[part].stored(own) if part in self._direct else None
         # The parts number their files each for itself.
-        return stored and stored._replace(file=stored.file * len(self._parts) + self._numbers[part])
+        return stored and msgspec.structs.replace(stored, file=stored.file * len(self._parts) + self._numbers[part])
 
     def read_stored(self, name: str, begin: int, out: np.ndarray) -> None:
         """See `DirectSource.read_stored`."""
@@ -194,7 +195,7 @@ def _tensor(part: Part, tensor: SourceTensor) -> SourceTensor:
         slot = dataclasses.replace(slot, owner=part.named(slot.owner), optimizer=part.named(slot.optimizer))
     aliases = tuple([Alias(part.named(alias.name), alias.kind) for alias in tensor.aliases])
     name = part.named(tensor.name)
-    return tensor._replace(name=name, aliases=aliases, slot=slot, part=part.name)
+    return msgspec.structs.replace(tensor, name=name, aliases=aliases, slot=slot, part=part.name)
 
 
 def _optimizer(part: Part, optimizer: OptimizerInfo) -> OptimizerInfo:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from dist_restore.slot_roles import SHADOWS, family_of_tf1_slot, roles_of_tf1_slots
 from dist_restore.specs import Alias, AliasKind, OptimizerInfo, Slot, SourceTensor
 
@@ -97,7 +99,7 @@ def _mark(owner: str, optimizer: str, members: Sequence[_Found]) -> Iterable[Sou
         roles = roles_of_tf1_slots(word, len(slots))
         if [s.number for s in slots] == list(range(len(roles))):
             for slot, role in zip(slots, roles, strict=True):
-                yield slot.tensor._replace(slot=Slot(role, owner, optimizer))
+                yield msgspec.structs.replace(slot.tensor, slot=Slot(role, owner, optimizer))
 
 
 def _describe(slots: Iterable[SourceTensor]) -> tuple[OptimizerInfo, ...]:
@@ -120,4 +122,5 @@ def _counted_steps(table: Mapping[str, SourceTensor], optimizers: Sequence[Optim
     own = [o.name for o in optimizers if o.family != SHADOWS]
     powers = sum(1 for name in table if _POWER.match(name.rpartition("/")[2]))
     if step is not None and step.spec.shape == () and len(own) == 1 and powers <= 1:
-        yield step._replace(aliases=(*step.aliases, Alias(f"{own[0]}/iterations", AliasKind.POSITIONAL)))
+        name = Alias(f"{own[0]}/iterations", AliasKind.POSITIONAL)
+        yield msgspec.structs.replace(step, aliases=(*step.aliases, name))

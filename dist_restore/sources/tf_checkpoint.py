@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+import msgspec
 import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import trackable_object_graph_pb2
@@ -223,7 +224,7 @@ def _with_parts(nodes: list[Node], bundle: Bundle) -> list[Node]:
     if not shapes:
         return nodes
     return [
-        node._replace(leaf=node.leaf._replace(parts_of=shapes[node.leaf.key]))
+        msgspec.structs.replace(node, leaf=msgspec.structs.replace(node.leaf, parts_of=shapes[node.leaf.key]))
         if node.leaf is not None and node.leaf.key in shapes
         else node
         for node in nodes
