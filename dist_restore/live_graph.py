@@ -117,6 +117,7 @@ class _Walker:
 
     def __init__(self) -> None:
         self._objects: list[object] = []
+        self._others: list[tuple[int, object]] = []  # those that are no variables
         self._numbers: dict[int, int] = {}
         self._edges: list[list[tuple[str, int, bool]]] = []
         self._slots: dict[int, tuple[tuple[int, str, int], ...]] = {}
@@ -125,14 +126,16 @@ class _Walker:
     def visit(self, root: object) -> None:
         self._number(root)
         for cursor, item in enumerate(self._objects):  # grows on the way
+            # Most objects are variables; to ask each of them for all that it is not took a third of the walk's time.
             if not _is_variable(item):
+                self._others.append((cursor, item))
                 edges = self._edges[cursor]
                 edges += [(name, self._number(child), tracked) for name, child, tracked in _children(item)]
         self._find_slots()
 
     def _find_slots(self) -> None:
         """The slots of tf_keras's optimizers, which say no owners in their edges, and of legacy ones no edges."""
-        optimizers = [(i, o) for i, o in enumerate(self._objects) if not _is_variable(o) and keras2.is_optimizer(o)]
+        optimizers = [(i, o) for i, o in self._others if keras2.is_optimizer(o)]
         variables = [o for o in self._objects if _is_variable(o)] if optimizers else []
         for index, optimizer in optimizers:
             found = keras2.slots(optimizer, variables)
@@ -149,7 +152,7 @@ class _Walker:
             seen = len(self._objects)
 
     def refuse_unbuilt(self) -> None:
-        others = [o for o in self._objects if not _is_variable(o)]
+        others = [o for _, o in self._others]
         unbuilt = [o for o in others if isinstance(o, self._layers) and not o.built and not _is_lookup(o)]
         _refuse_uncalled(others)
         if unbuilt:
@@ -165,8 +168,9 @@ class _Walker:
                 raise _slotless(item, models=None)
 
     def graph(self, root: object) -> LiveGraph:
-        facts = _Facts(self._objects, self._edges, self._slots, root)
-        leaves = {i: facts.leaf(i) for i, o in enumerate(self._objects) if _is_variable(o) or is_stateful(o)}
+        facts = _Facts(self._objects, self._others, self._edges, self._slots, root)
+        stateless = {i for i, o in self._others if not is_stateful(o)}
+        leaves = {i: facts.leaf(i) for i in range(len(self._objects)) if i not in stateless}
         nodes = tuple([self._node(i, leaves.get(i)) for i in range(len(self._objects))])
         return LiveGraph(nodes, leaves, bare=_is_bare(root))
 
@@ -216,6 +220,7 @@ class _Facts:
     def __init__(
         self,
         objects: list[object],
+        others: list[tuple[int, object]],
         edges: list[list[tuple[str, int, bool]]],
         slots: Mapping[int, tuple[tuple[int, str, int], ...]],
         root: object,
@@ -223,8 +228,7 @@ class _Facts:
         self._objects, self._edges, self._layers = objects, edges, _layer_classes()
         reached = self._reach([0], tracked_only=True)
         self._saved = reached | {slot for i, own in slots.items() if i in reached for _, _, slot in own}
-        # Most objects are variables; to ask each of them for all that it is not took a third of the walk's time.
-        self._others = [(i, o) for i, o in enumerate(objects) if not _is_variable(o)]
+        self._others = others
         modules = [i for i, o in self._others if isinstance(o, (keras.Layer, tf.Module))]
         optimizers = [i for i, o in self._others if _is_optimizer(o)]
         settings = (pair for _, o in self._others if keras2.is_optimizer(o) for pair in keras2.settings(o))
@@ -233,13 +237,13 @@ class _Facts:
         self._optimizer = self._reach(optimizers)
         self._seeds = self._below(keras.random.SeedGenerator)
         self._metrics = self._below(keras.metrics.Metric)
-        others = [o for _, o in self._others]
-        self._paths = {id(_unwrap(v)): v.path for v in _keras_variables(others)}
+        items = [o for _, o in others]
+        self._paths = {id(_unwrap(v)): v.path for v in _keras_variables(items)}
         named = (keras.random.SeedGenerator, keras.metrics.Metric)
-        self._counted = {o.name for o in others if isinstance(o, named) and _is_counted(o)}
-        self._counted |= {o.name for o in others if isinstance(o, self._layers) and _is_counted(o)}
+        self._counted = {o.name for o in items if isinstance(o, named) and _is_counted(o)}
+        self._counted |= {o.name for o in items if isinstance(o, self._layers) and _is_counted(o)}
         models: tuple[type[keras.Layer], ...] = (keras.Model, *keras2.classes("Model"))
-        self._models = {o.name for o in others if isinstance(o, models)}
+        self._models = {o.name for o in items if isinstance(o, models)}
         counter = getattr(root, "save_counter", None) if isinstance(root, tf.train.Checkpoint) else None
         self._save_counter = id(counter)
         self._classes = self._layer_classes()
