@@ -34,11 +34,11 @@ from dist_restore.sources.storage import are_local
 from dist_restore.spares import Spares
 from dist_restore.transforms import Live
 
-# Four pieces per thread. TensorFlow's CPU allocator (2.21) gives no memory back to the system and cuts up what it gets
+# Two pieces per thread. TensorFlow's CPU allocator (2.21) gives no memory back to the system and cuts up what it gets
 # back, so that more in flight leaves more of it taken: with q/k/v fused, 1.3 GB once took 274 MB beyond the variables
 # with 64 MB in flight, and 199 with 24 (136 with 24 and 32 on a slower machine). With 24 MB, and as much old memory
 # kept (`spares`), 200 of 556 tensors found none of their size, with 32 MB 116: assigning took 0.56 and 0.40 s.
-_USEFUL = 4 * PIECE * thread_count()
+_USEFUL = 2 * PIECE * thread_count()
 
 
 class Assigned(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from dist_restore import DistributedRestorer, joining, pieces
 from dist_restore.distribute.schedule import Unit, make_units
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.joining import Joining, is_joined
-from dist_restore.pieces import SCRATCH
+from dist_restore.pieces import PIECE, SCRATCH
 from dist_restore.sources import checksum
 from dist_restore.sources.base import Stored
 
@@ -180,14 +180,15 @@ def test_a_restore_joins_and_reads_nothing_twice_into_new_memory(
 
 
 def test_threads_share_large_tensors_and_small_ones_are_one_task() -> None:
-    def tasks(side: int) -> int:
-        arrays = {f"t{i}": np.zeros((side, side), np.float32) for i in range(3)}
-        unit = unit_of("concat", 1, [(side, side)] * 3, "float32", (side, 3 * side))
+    def tasks(rows: int) -> int:
+        arrays = {f"t{i}": np.zeros((rows, 1024), np.float32) for i in range(3)}
+        unit = unit_of("concat", 1, [(rows, 1024)] * 3, "float32", (rows, 3 * 1024))
         source = Tensors(arrays)
         places = [source.places[read.name] for read in unit.reads]
         return len(Joining(unit, places, source, np.empty(unit.entries[0].bytes, np.uint8)).tasks)
 
-    assert (tasks(16), tasks(1024), tasks(2048)) == (1, 3, 12)
+    whole = PIECE // (1024 * 4)  # as many rows as make one piece
+    assert (tasks(16), tasks(whole), tasks(4 * whole)) == (1, 3, 12)
 
 
 @pytest.mark.parametrize("damaged", ["t0", "t1", "t2"])
