@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import ml_dtypes
 import msgspec
@@ -21,6 +22,8 @@ from dist_restore.sharded import is_sharded, parts_of, rows_of, whole_of
 from dist_restore.sources.checksum import extend
 from dist_restore.spares import Spares
 
+Place: TypeAlias = tuple[int, int]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Replicas:
@@ -30,14 +33,17 @@ class Replicas:
 
     def checksums(self) -> tuple[int, ...]:
         """One for each replica; replicas that share their memory (TF shares what it assigns) are hashed once."""
-        known: dict[tuple[int, int], int] = {}
-        found = []
-        for array in self.arrays:
-            place = (array.ctypes.data, array.nbytes)
-            if place not in known:
-                known[place] = checksum(array)
-            found.append(known[place])
-        return tuple(found)
+        known = {place: checksum(array) for place, array in self.distinct().items()}
+        return tuple([known[place_of(array)] for array in self.arrays])
+
+    def distinct(self) -> dict[Place, np.ndarray]:
+        """The arrays by where they lie: one for replicas that share their memory."""
+        return {place_of(array): array for array in self.arrays}
+
+
+def place_of(array: np.ndarray) -> Place:
+    """Where an array lies: address and bytes."""
+    return array.ctypes.data, array.nbytes
 
 
 class Write(msgspec.Struct, frozen=True):
@@ -46,6 +52,22 @@ class Write(msgspec.Struct, frozen=True):
     variable: tf.Variable
     value: np.ndarray | Blank
     crc32c: int
+
+
+class Assigned(msgspec.Struct, frozen=True):
+    """What one variable must hold now.
+
+    Attributes:
+      name: of the target.
+      checksums: of what each local replica holds.
+      nbytes: size of the variable.
+      crc32c: of the value that was assigned, before it was divided over replicas: the same on all workers.
+    """
+
+    name: str
+    checksums: tuple[int, ...]
+    nbytes: int = 0
+    crc32c: int = 0
 
 
 class Assigner:

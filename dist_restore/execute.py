@@ -1,4 +1,4 @@
-"""Carrying out a plan: check every byte that it needs, then assign, then look at the replicas.
+"""Carrying out a plan: check every byte that it needs, then assign.
 
 Nothing changes before all checks have passed. Knows units of reading and handles of variables; knows no names
 beyond those of the plan.
@@ -11,21 +11,20 @@ import dataclasses
 import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-import msgspec
 import tensorflow as tf
 
-from dist_restore.assign import Assigner, Replicas, Write, checksum
+from dist_restore.assign import Assigned, Assigner, Write, checksum
 from dist_restore.checking import check_located
 from dist_restore.distribute.exchange import Exchange
 from dist_restore.distribute.schedule import Unit
 from dist_restore.distribute.sharing import Schedule
 from dist_restore.entries import PlanEntry
-from dist_restore.errors import RestoreError, VerificationError, WorkerError
+from dist_restore.errors import RestoreError, WorkerError
 from dist_restore.grouped import together
 from dist_restore.host_memory import Blank
 from dist_restore.phases import during, phase_of
-from dist_restore.pieces import BRIEF, PIECE, release_scratch
-from dist_restore.pipeline import Started, Work, stream, stream_pending, thread_count
+from dist_restore.pieces import PIECE, release_scratch
+from dist_restore.pipeline import stream, stream_pending, thread_count
 from dist_restore.reading import LiveOf, Located, Value, locate, make_works
 from dist_restore.report.progress import Progress
 from dist_restore.shared_reads import share
@@ -39,22 +38,6 @@ from dist_restore.transforms import Live
 # with 64 MB in flight, and 199 with 24 (136 with 24 and 32 on a slower machine). With 24 MB, and as much old memory
 # kept (`spares`), 200 of 556 tensors found none of their size, with 32 MB 116: assigning took 0.56 and 0.40 s.
 _USEFUL = 2 * PIECE * thread_count()
-
-
-class Assigned(msgspec.Struct, frozen=True):
-    """What one variable must hold now.
-
-    Attributes:
-      name: of the target.
-      checksums: of what each local replica holds.
-      nbytes: size of the variable.
-      crc32c: of the value that was assigned, before it was divided over replicas: the same on all workers.
-    """
-
-    name: str
-    checksums: tuple[int, ...]
-    nbytes: int = 0
-    crc32c: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -222,67 +205,3 @@ def _reading(results: Iterator[list[Value]]) -> Iterator[list[Value]]:
         if values is None:
             return
         yield values
-
-
-def verify_replicas(assigned: Sequence[Assigned], handles: Mapping[str, tf.Variable], assigner: Assigner) -> None:
-    """Hashes what every local replica holds and compares it with what was assigned. Called by all workers.
-
-    Raises:
-      VerificationError: a replica holds something else.
-    """
-    works = (_verification(group, handles, assigner) for group in _groups(assigned, handles))
-    with contextlib.closing(stream(works, _USEFUL, helps=True)) as results:
-        wrong = [text for found in results for text in found]
-    if wrong:
-        raise VerificationError(
-            f"{len(wrong)} variable(s) do not hold what was assigned: {', '.join(wrong[:10])}. Something else wrote "
-            "them during the restore, or a device lost data. Restore again with nothing else running.",
-            names=tuple(wrong),
-        )
-
-
-def _groups(assigned: Sequence[Assigned], handles: Mapping[str, tf.Variable]) -> Iterator[list[list[Assigned]]]:
-    """Many small variables together, so that threads are not handed crumbs; each list of them is read in one call."""
-    group: list[list[Assigned]] = []
-    size = 0
-    for items in together(list(assigned), lambda item: _alike(item, handles[item.name])):
-        group.append(items)
-        size += sum(item.nbytes for item in items)
-        if size >= _GROUP:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-_GROUP = 1 << 20
-# Below this size a variable is copied when it is verified, together with others.
-_SMALL = 64 << 10
-
-
-def _alike(item: Assigned, variable: tf.Variable) -> Hashable | None:
-    """What small variables have in common that can be read together; nearly: `[4, 8]` and `[8, 4]` cannot."""
-    return (item.nbytes, variable.shape.rank, variable.dtype) if item.nbytes < _SMALL else None
-
-
-def _verification(
-    group: Sequence[Sequence[Assigned]], handles: Mapping[str, tf.Variable], assigner: Assigner
-) -> Work[list[str]]:
-    """Variables are read by the consumer's thread, and hashed by any."""
-    flat = [item for items in group for item in items]
-    size = sum(item.nbytes for item in flat)
-
-    def start() -> Started[list[str]]:
-        held = [r for items in group for r in assigner.replicas_of([handles[item.name] for item in items])]
-        wrong: list[str] = []
-        return Started((functools.partial(_compare, flat, held, wrong),), lambda: wrong, brief=size <= BRIEF)
-
-    return Work(size, start)
-
-
-def _compare(group: Sequence[Assigned], held: Sequence[Replicas], wrong: list[str]) -> None:
-    for item, replicas in zip(group, held, strict=True):
-        found = replicas.checksums()
-        if found != item.checksums:
-            numbers = [i for i, (a, b) in enumerate(zip(found, item.checksums, strict=True)) if a != b]
-            wrong.append(f"{item.name!r} on replica(s) {numbers}")

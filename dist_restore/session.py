@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from dist_restore.agreement import require_checkpoint, require_targets
-from dist_restore.assign import Assigner
+from dist_restore.assign import Assigned, Assigner
 from dist_restore.config import Reads, RestoreConfig, Unmatched, Verify
 from dist_restore.distribute.communicator import communicator_for
 from dist_restore.distribute.schedule import Unit, make_units
@@ -25,14 +25,12 @@ from dist_restore.errors import (
     VerificationError,
 )
 from dist_restore.execute import (
-    Assigned,
     Ledger,
     Limits,
     assign_shared,
     assign_units,
     check_sources,
     live_values,
-    verify_replicas,
 )
 from dist_restore.phases import during
 from dist_restore.plan import RestorePlan
@@ -51,6 +49,7 @@ from dist_restore.sources.open import Paths, Resolved, open_checkpoint, resolve_
 from dist_restore.sources.storage import are_local
 from dist_restore.string_values import is_string, parse_strings, read_strings
 from dist_restore.targets import Restorable, Targets, find_targets, guess_strategy
+from dist_restore.verifying import verify_replicas
 from dist_restore.wire import Acknowledgement, Decision, Reading
 
 Result = TypeVar("Result")

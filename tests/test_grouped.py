@@ -12,9 +12,9 @@ import tensorflow as tf
 
 import dist_restore as dr
 from dist_restore import grouped, host_memory
-from dist_restore.assign import Assigner, Write, checksum
-from dist_restore.execute import Assigned, verify_replicas
+from dist_restore.assign import Assigned, Assigner, Write, checksum
 from dist_restore.grouped import COUNT
+from dist_restore.verifying import verify_replicas
 
 DTYPES = sorted(host_memory.DTYPES)
 

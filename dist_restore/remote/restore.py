@@ -16,11 +16,11 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from dist_restore.assign import Assigner
+from dist_restore.assign import Assigned, Assigner
 from dist_restore.distribute.hosts import Division, Holding, divide, host_of, remote_units
 from dist_restore.distribute.schedule import Unit
 from dist_restore.entries import PlanEntry
-from dist_restore.execute import Assigned, Ledger, Limits, live_values
+from dist_restore.execute import Ledger, Limits, live_values
 from dist_restore.pipeline import stream
 from dist_restore.reading import LiveOf, is_copy, locate, make_works
 from dist_restore.remote.crew import Step, run_on_hosts

@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from dist_restore import host_memory
-from dist_restore.assign import Assigner, checksum
+from dist_restore.assign import Assigned, Assigner, checksum
 from dist_restore.distribute.hosts import Holding
 from dist_restore.errors import VerificationError
-from dist_restore.execute import Assigned, Ledger
+from dist_restore.execute import Ledger
 from dist_restore.host_memory import Blank
 from dist_restore.reading import Value
 from dist_restore.remote.crew import Step, gist, run_on_hosts
