@@ -40,7 +40,7 @@ def seeing_hosts(placed: Placed, prefix: str, hosts: Sequence[str], client: str,
         except _BLIND as error:
             logging.info("dist_restore: %s does not see %s (%s); the client sends its share", host, path, gist(error))
 
-    run_on_hosts({h: [Step(0, functools.partial(look, h))] for h in {*hosts, client}}, "agree", timeout)
+    run_on_hosts({h: [Step(0, functools.partial(look, h))] for h in {*hosts, client}}, "choose", timeout)
     others = sorted(host for host, seen in views.items() if client in views and seen != views[client])
     if others:
         raise PlanMismatchError(
