@@ -19,6 +19,7 @@ import tensorflow as tf
 from dist_restore import grouped, host_memory
 from dist_restore.host_memory import Blank
 from dist_restore.sharded import is_sharded, parts_of, rows_of, whole_of
+from dist_restore.sources.boxes import bytes_of
 from dist_restore.sources.checksum import extend
 from dist_restore.spares import Spares
 
@@ -201,7 +202,7 @@ def checksum(value: np.ndarray) -> int:
         items = [bytes(item) for item in value.ravel()]
         data = b"".join(len(item).to_bytes(8, "little") + item for item in items)
         return extend(0, data)
-    return extend(0, np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    return extend(0, bytes_of(np.ascontiguousarray(value)))
 
 
 def _is_summed(variable: tf.Variable) -> bool:

@@ -13,7 +13,15 @@ import numpy as np
 
 from dist_restore.distribute.schedule import Unit
 from dist_restore.entries import PlanEntry
-from dist_restore.pieces import SCRATCH, joined, pieces_of, read_checked, release_scratch, require_checksum, scratch
+from dist_restore.pieces import (
+    SCRATCH,
+    joined_pieces,
+    pieces_of,
+    read_checked,
+    release_scratch,
+    require_checksum,
+    scratch,
+)
 from dist_restore.piecewise import cost_of, is_piecewise
 from dist_restore.pipeline import Started, Work, stream
 from dist_restore.reading import Located, Neighbours, read_piecewise, read_whole, transform
@@ -94,7 +102,7 @@ def _start_large(name: str, place: Stored, source: DirectSource) -> Started[int]
         crcs[number] = read_checked(source, name, *pieces[number], scratch(place.offset))
 
     def finish() -> int:
-        require_checksum(source, name, place, joined((crc, size) for crc, (_, size) in zip(crcs, pieces, strict=True)))
+        require_checksum(source, name, place, joined_pieces(crcs, place.size))
         return place.size
 
     return Started(tuple(functools.partial(read, i) for i in range(len(pieces))), finish, brief=True)

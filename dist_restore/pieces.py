@@ -6,7 +6,7 @@ Knows sources and bytes; knows neither units nor variables.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -88,3 +88,8 @@ def joined(parts: Iterable[tuple[int, int]]) -> int:
     for crc, size in parts:
         total = checksum.combine(total, crc, size) if total else crc  # nothing before: no table is made for the size
     return total
+
+
+def joined_pieces(crcs: Sequence[int], size: int) -> int:
+    """The checksum of so many bytes from those of their `pieces_of`."""
+    return joined(zip(crcs, (count for _, count in pieces_of(size)), strict=True))

@@ -22,7 +22,7 @@ from dist_restore.errors import DtypeMismatchError
 from dist_restore.host_memory import Blank
 from dist_restore.joining import Joining, is_joined
 from dist_restore.phases import during
-from dist_restore.pieces import BRIEF, SCRATCH, joined, pieces_of, read_checked, require_checksum
+from dist_restore.pieces import BRIEF, SCRATCH, joined_pieces, pieces_of, read_checked, require_checksum
 from dist_restore.piecewise import Piecewise, cost_of, is_piecewise
 from dist_restore.pipeline import Started, Work
 from dist_restore.sources import checksum
@@ -142,7 +142,7 @@ def _start_large(unit: Unit, stored: Stored, source: DirectSource, blank: MakeBl
         crcs[number] = read_checked(source, name, begin, size, data[begin : begin + size])
 
     def finish() -> Values:
-        crc = joined((crc, size) for crc, (_, size) in zip(crcs, pieces, strict=True))
+        crc = joined_pieces(crcs, stored.size)
         require_checksum(source, name, stored, crc)
         return [Value(entry, target, crc)]
 

@@ -196,15 +196,14 @@ def run_fault(kind: str, phase: str, culprit: int, path: str, survivors: int) ->
 
 # Reading, transforming and assigning overlap: who hears nothing more of a worker cannot say in which it was, and one
 # worker may begin to read while another still learns who is to.
-SEEN_AS = dict.fromkeys(("read", "transform", "assign"), "assign")
+SEEN_AS = {phase: {"choose", "assign"} for phase in ("read", "transform", "assign")}
 # With the chief goes the store, and what it had said last before that may not have been read.
-BEFORE = {"resolve": "resolve", "broadcast": "broadcast", "agree": "broadcast", "assign": "choose", "verify": "assign"}
+BEFORE = {"agree": {"broadcast"}, "verify": {"assign"}}
 
 
 def require_ended(outcomes: list[Outcome], culprit: int, phase: str) -> None:
     """All others ended by themselves, with an error that names rank and phase; none trained on."""
-    seen_as = SEEN_AS.get(phase, phase)
-    allowed = {seen_as, BEFORE[seen_as]} if culprit == 0 or phase in SEEN_AS else {seen_as}
+    allowed = SEEN_AS.get(phase, {phase}) | (BEFORE.get(phase, set()) if culprit == 0 else set())
     for rank, outcome in enumerate(outcomes):
         assert not re.search("TRAINS ON", outcome.output), outcome.output[-2000:]
         if rank != culprit:
