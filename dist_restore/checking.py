@@ -1,18 +1,20 @@
 """The first pass: every byte that a plan needs against its checksum, and every cast that might lose a value.
 
-Reads into buffers that are used again; keeps nothing. Knows sources and ops; knows no variables.
+Reads into buffers that are used again; keeps one value at most. Knows sources and ops; knows no variables.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dist_restore.distribute.schedule import Unit
 from dist_restore.entries import PlanEntry
+from dist_restore.keeping import Kept, keeping_work
 from dist_restore.pieces import (
     SCRATCH,
     hash_stored,
@@ -34,17 +36,31 @@ _Check = Work[int]
 _AHEAD = 64 << 20
 
 
-def check_located(located: Sequence[Located], source: Source, progress: Progress, budget: int) -> None:
+def check_located(
+    located: Sequence[Located], source: Source, progress: Progress, budget: int, keep: Located | None = None
+) -> Kept | None:
     """Checks all units; threads share large tensors.
+
+    Args:
+      located: the units.
+      source: the opened checkpoint.
+      progress: counts the bytes.
+      budget: bytes, for all but what is kept.
+      keep: the one whose value is kept.
 
     Raises:
       CheckpointCorruptError: bytes are not what was written.
       DtypeMismatchError: a cast would change a value.
     """
-    with contextlib.closing(stream(_checks(located, source), min(budget, _AHEAD), helps=True)) as sizes:
+    kept = Kept(keep.unit, []) if keep is not None else None
+    works = _checks([item for item in located if item is not keep], source)
+    if keep is not None and kept is not None:
+        works = itertools.chain([keeping_work(keep, source, kept.values)], works)
+    with contextlib.closing(stream(works, min(budget, _AHEAD), helps=True)) as sizes:
         for size in sizes:
             progress.advance(size)
     release_scratch()
+    return kept
 
 
 def _checks(located: Sequence[Located], source: Source) -> Iterator[_Check]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
@@ -22,6 +23,7 @@ from dist_restore.entries import PlanEntry
 from dist_restore.errors import RestoreError, WorkerError
 from dist_restore.grouped import together
 from dist_restore.host_memory import Blank
+from dist_restore.keeping import Kept, kept_work, worth_keeping
 from dist_restore.phases import during, phase_of
 from dist_restore.pieces import PIECE, release_scratch
 from dist_restore.pipeline import stream, stream_pending, thread_count
@@ -40,6 +42,35 @@ from dist_restore.transforms import Live
 _USEFUL = 2 * PIECE * thread_count()
 
 
+# TensorFlow's CPU allocator (2.21) takes memory from the system in regions, each twice as large as the last one, and
+# 8 bytes for each 256 of a region, which it touches at once: 134 MB where 4 GB of variables want 1 MB more.
+_TABLE = 2 * 8 / 256
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Share:
+    """What becomes of one worker's budget, in bytes.
+
+    Attributes:
+      ahead: may be in flight.
+      waiting: old memory that may wait to be filled again.
+      alone: what one larger tensor may take of TensorFlow's allocator, which gives nothing back.
+    """
+
+    ahead: int
+    waiting: int
+    alone: int
+
+    @classmethod
+    def of(cls, located: Sequence[Located], memory_budget: int) -> _Share:
+        ahead = min(memory_budget, _USEFUL)
+        left = memory_budget - ahead
+        table = int(_TABLE * sum(entry.bytes for item in located for entry in item.unit.entries))
+        # Twice as much may wait, so that a value of more than `ahead` can: 4 GB with fused tensors of 41 and 55 MB took
+        # 806 MB beyond the variables with `ahead`, and 489 so.
+        return cls(ahead, min(2 * ahead, left), max(ahead, left - table))
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
     """What a restore may take: bytes in flight, and seconds of one wait for other workers."""
@@ -48,7 +79,9 @@ class Limits:
     seconds: float
 
 
-def check_sources(located: Sequence[Located], source: Source, progress: Progress, memory_budget: int) -> None:
+def check_sources(
+    located: Sequence[Located], source: Source, progress: Progress, memory_budget: int, *, keeps: bool = True
+) -> Kept | None:
     """Reads all that the plan needs once: checksums of whole tensors, and values that a cast might lose.
 
     Args:
@@ -56,12 +89,18 @@ def check_sources(located: Sequence[Located], source: Source, progress: Progress
       source: the opened checkpoint.
       progress: counts the bytes.
       memory_budget: bytes.
+      keeps: whether `assign_units` comes next.
+
+    Returns:
+      What `assign_units` need not read again.
 
     Raises:
       CheckpointCorruptError: bytes are not what was written.
       DtypeMismatchError: a cast would change a value.
     """
-    check_located(located, source, progress, memory_budget)
+    share = _Share.of(located, memory_budget)
+    keep = worth_keeping(located, share.ahead, share.alone) if keeps else None
+    return check_located(located, source, progress, memory_budget, keep)
 
 
 def live_values(units: Sequence[Unit], ledger: Ledger) -> LiveOf:
@@ -152,21 +191,34 @@ def _with(error: RestoreError, sentence: str) -> RestoreError:
 
 
 def assign_units(
-    located: Sequence[Located], source: Source, ledger: Ledger, live_of: LiveOf, memory_budget: int
+    located: Sequence[Located],
+    source: Source,
+    ledger: Ledger,
+    live_of: LiveOf,
+    memory_budget: int,
+    kept: Kept | None = None,
 ) -> None:
-    """Reads, transforms and assigns, in file order: every worker all units.
+    """Reads, transforms and assigns, in file order, and before it what was kept: every worker all units.
+
+    Args:
+      located: the units, from `reading.locate`.
+      source: the opened checkpoint.
+      ledger: who assigns.
+      live_of: gives what gives an entry's present value, for `fill = "keep"`.
+      memory_budget: bytes.
+      kept: from `check_sources`.
 
     Raises:
       RestoreError: something failed half way; the message names the variables that had changed.
     """
-    ahead = min(memory_budget, _USEFUL)
-    # Twice as much, so that a value of more than `ahead` can wait: 4 GB with fused tensors of 41 and 55 MB took 806 MB
-    # beyond the variables with `ahead`, and 489 so.
-    spares = Spares(min(2 * ahead, memory_budget - ahead))
-    works = make_works(located, source, live_of, spares.blank)
+    share = _Share.of(located, memory_budget)
+    spares = Spares(share.waiting, share.alone)
+    first = [kept_work(kept) for item in located if kept is not None and item.unit is kept.unit]
+    rest = [item for item in located if kept is None or item.unit is not kept.unit]
+    works = itertools.chain(first, make_works(rest, source, live_of, spares.blank))
     # On storage behind a network a read may take long, and no signal is heard meanwhile.
     helps = are_local(source.index().paths)
-    with ledger.accounting(), contextlib.closing(stream(works, ahead, helps=helps)) as results:
+    with ledger.accounting(), contextlib.closing(stream(works, share.ahead, helps=helps)) as results:
         for values in _reading(results):
             ledger.assign(values, spares)
     release_scratch()

@@ -8,6 +8,7 @@ missing, the public way is taken, which costs time and nothing else. Knows tenso
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import sys
 from collections.abc import Sequence
@@ -71,6 +72,29 @@ def blank(shape: Sequence[int], dtype: str) -> Blank | None:
     return Blank(tensor, array)
 
 
+def lent(shape: Sequence[int], dtype: str) -> Blank | None:
+    """As `blank`, of memory that goes back to the system as soon as nobody holds the tensor; page-aligned.
+
+    TensorFlow's CPU allocator keeps all that it ever took. But this memory is not its own: a variable that holds it is
+    copied at its first update.
+    """
+    if dtype not in DTYPES or not _PRIVATE or not tf.executing_eagerly():
+        return None
+    kind = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+    size = max(1, math.prod(shape) * kind.itemsize)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    array = np.frombuffer(pages, kind, math.prod(shape)).reshape(shape)
+    _ask_for_huge_pages(array)
+    tensor = framework_ops.EagerTensor(array, None, tf.as_dtype(dtype).as_datatype_enum)
+    # Shared as long as it is aligned, which pages are.
+    return Blank(tensor, array) if array_of(tensor).ctypes.data == array.ctypes.data else None
+
+
+def array_of(tensor: tf.Tensor) -> np.ndarray:
+    """A host tensor's own memory, to be let go before anybody writes to it."""
+    return np.asarray(tensor._numpy())
+
+
 def to_tensor(value: np.ndarray | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """A tensor with memory of its own that holds the array's values."""
     if not isinstance(value, np.ndarray):
@@ -129,20 +153,31 @@ class Replacer:
         self._probes: dict[tf.DType, tuple[tf.Tensor, ...]] = {}
         self._tried = self._shared = 0
 
-    def write(self, component: tf.Variable, tensor: tf.Tensor) -> Blank | None:
+    def write(self, component: tf.Variable, tensor: tf.Tensor) -> tf.Tensor | None:
         """Writes as the function `write` does.
 
         Returns:
-          The memory of the old value; of a copy, where somebody else may hold it still. None where it was not in this
-          host's memory, or where copies have been all that came of it.
+          The old value, for `win`. None where it was not in this host's memory, or where copies have been all that came
+          of old values.
         """
-        wanted = self._shared < _ENOUGH and _is_here(component)
-        old = [_read(component.handle, component.dtype)] if wanted else []
+        old = _read(component.handle, component.dtype) if self._is_wanted and _is_here(component) else None
         write(component, tensor)
+        return old
+
+    def win(self, tensors: list[tf.Tensor]) -> Blank | None:
+        """The memory of the old value in the list, which is emptied; of a copy, where somebody else may hold it still.
+
+        Returns:
+          None where copies have been all that came of old values.
+        """
         try:
-            return self._alone(old) if old else None
+            return self._alone(tensors) if self._is_wanted else None
         except tf.errors.OpError:  # another TensorFlow, without one of the ops: the memory is given back as always
             return None
+
+    @property
+    def _is_wanted(self) -> bool:
+        return self._shared < _ENOUGH
 
     def _alone(self, tensors: list[tf.Tensor]) -> Blank | None:
         """The tensor in the list, which is emptied, or a copy; nobody else holds its memory.

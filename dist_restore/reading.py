@@ -102,8 +102,8 @@ def make_works(
             batch.add(item.unit, places[0])
             continue
         yield from batch.take()
-        if places is not None and _is_direct(item.unit):
-            yield _large(item.unit, places[0], source, blank)
+        if places is not None and is_direct(item.unit):
+            yield direct_work(item, source, blank)
         elif is_joined(item.unit, places):
             size = item.unit.entries[0].bytes
             yield Work(size + min(size, SCRATCH), functools.partial(_start_joined, item, source, blank))
@@ -115,7 +115,7 @@ def make_works(
     yield from batch.take()
 
 
-def _is_direct(unit: Unit) -> bool:
+def is_direct(unit: Unit) -> bool:
     """Whether a unit is one tensor that becomes one variable as it is."""
     return len(unit.reads) == len(unit.entries) == 1 and is_copy(unit.entries[0])
 
@@ -125,9 +125,11 @@ def is_copy(entry: PlanEntry) -> bool:
     return not entry.ops and entry.source_specs == (entry.spec,)
 
 
-def _large(unit: Unit, stored: Stored, source: Source, blank: MakeBlank) -> Work[Values]:
-    assert isinstance(source, DirectSource)
-    return Work(unit.entries[0].bytes, functools.partial(_start_large, unit, stored, source, blank))
+def direct_work(item: Located, source: Source, blank: MakeBlank = host_memory.blank) -> Work[Values]:
+    """The work for a unit with a place that `is_direct`: right into the memory that its variable takes over."""
+    assert isinstance(source, DirectSource) and item.places is not None
+    start = functools.partial(_start_large, item.unit, item.places[0], source, blank)
+    return Work(item.unit.entries[0].bytes, start)
 
 
 def _start_large(unit: Unit, stored: Stored, source: DirectSource, blank: MakeBlank) -> Started[Values]:

@@ -32,6 +32,7 @@ from dist_restore.execute import (
     check_sources,
     live_values,
 )
+from dist_restore.keeping import Kept
 from dist_restore.phases import during
 from dist_restore.plan import RestorePlan
 from dist_restore.read_modes import View, choose_reading
@@ -76,6 +77,7 @@ class Session:
         self._path: Resolved = ""
         self._source: Source | None = None
         self._located: tuple[tuple[Unit, ...], Sequence[Located]] = ((), ())
+        self._kept: Kept | None = None
 
     def plan(self, path: Paths) -> RestorePlan:
         """See `DistributedRestorer.plan`."""
@@ -242,7 +244,9 @@ class Session:
             return
         size = sum(r.spec.nbytes for u in units for r in u.reads)
         with during("read"), self._progress("check", size) as bar:
-            check_sources(self._locate(units, source), source, bar, self._config.memory_budget)
+            keeps = reading.mode is Reads.EVERY_WORKER
+            located = self._locate(units, source)
+            self._kept = check_sources(located, source, bar, self._config.memory_budget, keeps=keeps)
 
     def _locate(self, units: tuple[Unit, ...], source: Source) -> Sequence[Located]:
         """Where units lie; both passes ask for the same ones."""
@@ -280,7 +284,8 @@ class Session:
         assert self._source is not None
         live_of = live_values(units, ledger)
         located = self._locate(units, self._source)
-        assign_units(located, self._source, ledger, live_of, self._config.memory_budget)
+        kept, self._kept = self._kept, None
+        assign_units(located, self._source, ledger, live_of, self._config.memory_budget, kept)
 
     def _assign_shared(self, units: tuple[Unit, ...], reading: Reading, ledger: Ledger, size: int) -> None:
         ordered = [units[number] for number in reading.order]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pathlib
 import threading
 import time
@@ -127,6 +128,7 @@ def test_what_is_freed_later_is_filled_again_later() -> None:
     variable, spares = tf.Variable(tf.zeros(SHAPE)), Spares(1 << 30)
     held = variable.read_value()
     place = replace(variable, spares)
+    assert address(spares.blank(SHAPE, "float32")) != place
     del held
     again = replace(variable, spares)
     assert again != place
@@ -194,9 +196,9 @@ def test_what_is_in_flight_and_what_waits_are_within_the_budget_together(
         limits.append(ahead)
         return original_stream(works, ahead, helps=helps)
 
-    def spares(limit: int) -> Spares:
+    def spares(limit: int, lent_above: int) -> Spares:
         limits.append(limit)
-        return Spares(limit)
+        return Spares(limit, lent_above)
 
     original_stream = execute.stream
     monkeypatch.setattr(execute, "stream", stream)
@@ -223,6 +225,7 @@ def test_where_all_old_values_are_held_no_more_of_them_are_copied(monkeypatch: p
     held = [variable.read_value() for variable in variables[:_ENOUGH]]
     for variable in variables:
         replace(variable, spares)
+        spares.blank(SHAPE, "float32")
     assert len(tried) == _ENOUGH
     assert all((tensor.numpy() == 0).all() for tensor in held)
     assert all((variable.numpy() == 7).all() for variable in variables)
@@ -311,3 +314,107 @@ def test_a_variable_that_was_updated_by_rows_is_restored_too(tmp_path: pathlib.P
         assert (live.numpy() == 5.0).all()
         live.scatter_add(tf.IndexedSlices(tf.ones([1, SHAPE[1]]), tf.constant([2])))
         assert (live.numpy()[2] == 6.0).all()
+
+
+def test_old_values_are_won_together_when_one_of_their_size_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    won: list[int] = []
+    original = host_memory.Replacer.win
+
+    def win(self: host_memory.Replacer, tensors: list[tf.Tensor]) -> host_memory.Blank | None:
+        won.append(1)
+        return original(self, tensors)
+
+    monkeypatch.setattr(host_memory.Replacer, "win", win)
+    spares = Spares(1 << 30)
+    variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(3)]
+    blanks = [host_memory.blank(SHAPE, "float32") for _ in variables]
+    places = {replace_with(v, b, spares) for v, b in zip(variables, blanks, strict=True)}
+    assert (spares._held, len(won)) == (3 * SIZE, 0)
+    spares.blank((7,), "float32")
+    assert not won, "of no size that was left"
+    assert {address(spares.blank(SHAPE, "float32")) for _ in range(3)} == places
+    assert len(won) == 3
+
+
+# Memory that is lent.
+
+
+def restore_lent(variable: tf.Variable, strategy: tf.distribute.Strategy, value: float) -> tuple[int, list[int]]:
+    """Assigns a value through memory that is lent; gives where that is, and where the components were and are."""
+    components = host_memory.plain_components(variable)
+    before = [host_memory.view(c).ctypes.data for c in components]
+    spares = Spares(1 << 30, lent_above=SIZE - 1)
+    blank = spares.blank(variable.shape.as_list(), variable.dtype.name)
+    blank.array[...] = value
+    place = address(blank)
+    Assigner(strategy).assign(variable, blank, spares=spares)
+    assert spares._held == 0
+    assert not spares._lent
+    return place, [*before, *(host_memory.view(c).ctypes.data for c in components)]
+
+
+@pytest.mark.parametrize("dtype", sorted(host_memory.DTYPES))
+def test_a_value_moves_from_lent_memory_to_what_its_variable_left(dtype: str) -> None:
+    shape = (SIZE,)  # of at least so many bytes, whatever the dtype
+    variable = tf.Variable(tf.zeros(shape, dtype))
+    lent, (before, after) = restore_lent(variable, tf.distribute.get_strategy(), 1.0)
+    np.testing.assert_array_equal(variable.numpy(), np.ones(shape, variable.dtype.as_numpy_dtype))
+    if tf.__version__.startswith("2.21."):
+        assert (after, lent != before) == (before, True)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_all_replicas_leave_lent_memory(replicas: int) -> None:
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+    with strategy.scope():
+        variable = tf.Variable(tf.zeros(SHAPE))
+    lent, places = restore_lent(variable, strategy, 5.0)
+    assert lent not in places
+    assert all((value.numpy() == 5.0).all() for value in variable.values)
+    with strategy.scope():
+        variable.assign_add(tf.ones(SHAPE))
+    assert all((value.numpy() == 6.0).all() for value in variable.values)
+
+
+@pytest.mark.parametrize("hold", HOLDERS)
+def test_a_value_never_moves_to_memory_that_somebody_holds(hold: Callable[[tf.Variable], object]) -> None:
+    variable = tf.Variable(tf.fill(SHAPE, 3.0))
+    held = hold(variable)
+    _, (before, after) = restore_lent(variable, tf.distribute.get_strategy(), 5.0)
+    assert after != before
+    assert (variable.numpy() == 5.0).all()
+    if hold is holds_a_capsule:
+        held = tf.experimental.dlpack.from_dlpack(held)
+    assert (np.asarray(held) == 3.0).all()
+
+
+def test_a_value_that_cannot_move_stays_in_lent_memory_and_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory.Replacer, "win", lambda self, tensors: None)
+    variable = tf.Variable(tf.zeros(SHAPE))
+    lent, (_, after) = restore_lent(variable, tf.distribute.get_strategy(), 5.0)
+    assert after == lent
+    gc.collect()
+    held = variable.read_value()
+    variable.assign_add(tf.ones(SHAPE))
+    assert (held.numpy() == 5.0).all()
+    assert (variable.numpy() == 6.0).all()
+
+
+def test_lent_memory_goes_back_to_the_system() -> None:
+    shape, size = (4096, 4096), 64 << 20
+    variable = tf.Variable(tf.zeros(shape))
+    before = anonymous()
+    spares = Spares(1 << 30, lent_above=size - 1)
+    blank = spares.blank(shape, "float32")
+    blank.array[...] = 5.0
+    assert anonymous() - before > 0.9 * size
+    Assigner(tf.distribute.get_strategy()).assign(variable, blank, spares=spares)
+    del blank
+    host_memory.blank((1,), "float32")  # TensorFlow lets arrays go when the next one comes
+    assert anonymous() - before < 0.1 * size
+
+
+def anonymous() -> int:
+    """Bytes of anonymous memory that this process has in RAM."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
