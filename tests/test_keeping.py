@@ -1,0 +1,187 @@
+"""One large tensor is read once: by the first pass, to where it stays. All others twice."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import build
+from dist_restore import DistributedRestorer, execute, session
+from dist_restore.assign import Assigner
+from dist_restore.distribute.schedule import make_units
+from dist_restore.errors import CheckpointCorruptError
+from dist_restore.execute import Ledger, assign_units, check_sources
+from dist_restore.keeping import worth_keeping
+from dist_restore.reading import Located, locate
+from dist_restore.report.progress import progress
+from dist_restore.sources.base import Stored
+from dist_restore.sources.open import open_checkpoint
+
+SIZES = {"bias": 1000, "large": 3_000_000, "larger": 4_000_000, "kernel": 500_000}  # elements of float32
+NBYTES = {name: 4 * size for name, size in SIZES.items()}
+AHEAD = 8 << 20
+
+
+# Which one. Pure.
+
+
+def units_of(rows: str, targets: str, rules: object = None) -> list[Located]:
+    entries = build.plan(rows, targets, rules).entries
+    units = make_units(entries)
+    return [Located(u, tuple(Stored(0, 0, r.spec.nbytes, 1) for r in u.reads)) for u in units]
+
+
+def chosen(located: Sequence[Located], above: int, limit: int) -> str | None:
+    found = worth_keeping(located, above, limit)
+    return found and found.unit.entries[0].target
+
+
+@pytest.mark.parametrize(
+    ("above", "limit", "name"),
+    [(0, 10_000, "b"), (0, 800, "b"), (0, 799, "c"), (400, 799, None), (800, 10_000, None), (399, 400, "c")],
+)
+def test_the_largest_within_the_bounds_is_kept(above: int, limit: int, name: str | None) -> None:
+    rows = "a 10\nb 200\nc 100"
+    assert chosen(units_of(rows, rows), above, limit) == name
+
+
+def test_what_has_no_place_is_not_kept() -> None:
+    rows = "a 10\nb 200"
+    located = [Located(item.unit, None) for item in units_of(rows, rows)]
+    assert chosen(located, 0, 10_000) is None
+
+
+def test_what_goes_through_an_op_is_not_kept() -> None:
+    rules = {"rule": [{"from": "b", "to": "b", "ops": [{"slice": {"begin": [0], "size": [100]}}]}]}
+    assert chosen(units_of("a 10\nb 200", "a 10\nb 100", rules), 0, 10_000) == "a"
+
+
+# What is read.
+
+
+@pytest.fixture
+def prefix(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(execute, "_USEFUL", AHEAD)
+    rng = np.random.default_rng(0)
+    values = {name: tf.Variable(rng.standard_normal(size, np.float32)) for name, size in SIZES.items()}
+    return tf.train.Checkpoint(**values).write(str(tmp_path / "ckpt"))
+
+
+def live() -> dict[str, tf.Variable]:
+    return {name: tf.Variable(tf.zeros([size])) for name, size in SIZES.items()}
+
+
+def assert_restored(variables: dict[str, tf.Variable], prefix: str) -> None:
+    for name, variable in variables.items():
+        saved = tf.train.load_variable(prefix, f"{name}/.ATTRIBUTES/VARIABLE_VALUE")
+        np.testing.assert_array_equal(variable.numpy(), saved)
+
+
+@pytest.mark.parametrize(
+    ("budget", "verify", "once"),
+    [
+        (256 << 20, "checksum", "larger"),
+        (256 << 20, "replicas", "larger"),
+        (AHEAD + NBYTES["larger"] + (1 << 20), "checksum", "large"),  # for the allocator's table takes 2 MB
+        (AHEAD, "checksum", None),
+    ],
+)
+def test_one_is_read_once_and_the_others_twice(prefix: str, budget: int, verify: str, once: str | None) -> None:
+    variables = live()
+    report = DistributedRestorer(tf.train.Checkpoint(**variables), memory_budget=budget, verify=verify).restore(prefix)
+    assert_restored(variables, prefix)
+    expected = sum(n * (1 if name == once else 2) for name, n in NBYTES.items())
+    assert abs(sum(report.bytes_read) - expected) < 1000  # the graph and the counter
+
+
+def test_a_restore_that_checks_nothing_first_keeps_nothing(prefix: str) -> None:
+    variables = live()
+    report = DistributedRestorer(tf.train.Checkpoint(**variables), verify="none").restore(prefix)
+    assert_restored(variables, prefix)
+    assert abs(sum(report.bytes_read) - sum(NBYTES.values())) < 1000
+
+
+def test_what_is_kept_has_its_checksum_before_anything_changes(prefix: str) -> None:
+    with contextlib.closing(open_checkpoint(prefix)) as source:
+        place = source.stored("larger")
+    file = pathlib.Path(f"{prefix}.data-00000-of-00001")
+    data = bytearray(file.read_bytes())
+    data[place.offset + place.size // 2] ^= 1
+    file.write_bytes(data)
+    variables = live()
+    with pytest.raises(CheckpointCorruptError, match="larger"):
+        DistributedRestorer(tf.train.Checkpoint(**variables)).restore(prefix)
+    assert not any(variable.numpy().any() for variable in variables.values())
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_what_is_kept_becomes_the_variables_own_and_nobody_elses(prefix: str, replicas: int) -> None:
+    devices = [f"CPU:{i}" for i in range(replicas)]
+    strategy = tf.distribute.MirroredStrategy(devices) if replicas > 1 else tf.distribute.get_strategy()
+    with strategy.scope():
+        variables = live()
+    restorer = DistributedRestorer(tf.train.Checkpoint(**variables))
+    for _ in range(3):
+        restorer.restore(prefix)
+        assert_restored(variables, prefix)
+        with strategy.scope():
+            for variable in variables.values():
+                variable.assign_add(tf.ones_like(variable))
+
+
+def test_what_is_kept_is_assigned_where_it_is_wanted_only(prefix: str) -> None:
+    variables = live()
+    plan = DistributedRestorer(tf.train.Checkpoint(**variables)).plan(prefix)
+    units = make_units(plan.entries)
+    with contextlib.closing(open_checkpoint(prefix)) as source, progress(0, False) as bar:
+        located = locate(units, source)
+        kept = check_sources(located, source, bar, 256 << 20)
+        assert kept is not None
+        (wanted,) = [item for item in located if item.unit.entries[0].target == "kernel"]
+        ledger = Ledger(variables, Assigner(tf.distribute.get_strategy()), bar)
+        assign_units([wanted], source, ledger, lambda entry: None, 256 << 20, kept)
+    assert [item.name for item in ledger.assigned] == ["kernel"]
+    assert not variables["larger"].numpy().any()
+
+
+def test_a_failure_after_the_first_pass_changes_nothing_and_lets_go(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    variables = live()
+    monkeypatch.setattr(session, "live_values", fails)
+    with pytest.raises(KeyboardInterrupt):
+        DistributedRestorer(tf.train.Checkpoint(**variables)).restore(prefix)
+    assert not any(variable.numpy().any() for variable in variables.values())
+    monkeypatch.undo()
+    DistributedRestorer(tf.train.Checkpoint(**variables)).restore(prefix)
+    assert_restored(variables, prefix)
+
+
+def test_a_file_that_changes_between_the_passes_is_found_for_what_is_read_again(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = session.live_values
+
+    def change(*args: object) -> object:
+        file = pathlib.Path(f"{prefix}.data-00000-of-00001")
+        data = bytearray(file.read_bytes())
+        place = located["kernel"]
+        data[place.offset] ^= 1
+        file.write_bytes(data)
+        return original(*args)
+
+    with contextlib.closing(open_checkpoint(prefix)) as source:
+        located = {name: source.stored(name) for name in SIZES}
+    monkeypatch.setattr(session, "live_values", change)
+    variables = live()
+    with pytest.raises(CheckpointCorruptError, match="kernel"):
+        DistributedRestorer(tf.train.Checkpoint(**variables)).restore(prefix)
+    assert not variables["kernel"].numpy().any()
