@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python import pywrap_tfe
 from tensorflow.python.framework import ops
 
 from dist_restore import DistributedRestorer, execute, host_memory
@@ -418,3 +419,20 @@ def anonymous() -> int:
     """Bytes of anonymous memory that this process has in RAM."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
+def test_where_an_update_does_not_copy_what_is_held_no_old_memory_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if another TensorFlow left a variable alone that is asked for an update of no rows.
+    original = pywrap_tfe.TFE_Py_FastPathExecute
+
+    def call(eager: object, op: str, *args: object) -> object:
+        return None if op == "ResourceScatterUpdate" else original(eager, op, *args)
+
+    monkeypatch.setattr(pywrap_tfe, "TFE_Py_FastPathExecute", call)
+    variable, spares = tf.Variable(tf.fill(SHAPE, 3.0)), Spares(1 << 30)
+    held = variable.read_value()
+    place = replace(variable, spares)
+    blank = spares.blank(SHAPE, "float32")
+    assert address(blank) != place
+    blank.array[...] = 9.0
+    assert (held.numpy() == 3.0).all()
