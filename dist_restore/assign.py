@@ -87,6 +87,11 @@ class Assigner:
         """Whether its present value is an aggregate over workers, which all must read at the same time."""
         return self._world_size > 1 and _is_on_read(variable)
 
+    def leaves_memory(self, variable: tf.Variable) -> bool:
+        """Whether what it holds is this host's memory, which is filled again once the variable has another value."""
+        plain = host_memory.plain_components(variable)
+        return plain is not None and host_memory.is_here(plain[0])
+
     def live_value(self, variable: tf.Variable) -> np.ndarray:
         """The present value, as a read outside of replicas gives it."""
         parts = parts_of(variable)
@@ -125,7 +130,7 @@ class Assigner:
         # each component, on its device. It costs 300 us a variable on two replicas, this 40.
         # tests/test_host_memory.py compares the two.
         if spares is not None and isinstance(value, Blank):
-            spares.write(plain, tensor)
+            spares.write(plain, value)
         else:
             for component in plain:
                 host_memory.write(component, tensor)

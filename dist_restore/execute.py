@@ -27,7 +27,7 @@ from dist_restore.keeping import Kept, kept_work, worth_keeping
 from dist_restore.phases import during, phase_of
 from dist_restore.pieces import PIECE, release_scratch
 from dist_restore.pipeline import stream, stream_pending, thread_count
-from dist_restore.reading import LiveOf, Located, Value, locate, make_works
+from dist_restore.reading import LiveOf, Located, Value, locate, make_works, stored_size
 from dist_restore.report.progress import Progress
 from dist_restore.shared_reads import share
 from dist_restore.sources.base import Source
@@ -65,7 +65,7 @@ class _Share:
     def of(cls, located: Sequence[Located], memory_budget: int) -> _Share:
         ahead = min(memory_budget, _USEFUL)
         left = memory_budget - ahead
-        table = int(_TABLE * sum(entry.bytes for item in located for entry in item.unit.entries))
+        table = int(_TABLE * sum(map(stored_size, located)))
         # Twice as much may wait, so that a value of more than `ahead` can: 4 GB with fused tensors of 41 and 55 MB took
         # 806 MB beyond the variables with `ahead`, and 489 so.
         return cls(ahead, min(2 * ahead, left), max(ahead, left - table))
@@ -212,7 +212,7 @@ def assign_units(
       RestoreError: something failed half way; the message names the variables that had changed.
     """
     share = _Share.of(located, memory_budget)
-    spares = Spares(share.waiting, share.alone)
+    spares = Spares(share.waiting, share.alone if _all_leave_memory(located, share.alone, ledger) else None)
     first = [kept_work(kept) for item in located if kept is not None and item.unit is kept.unit]
     rest = [item for item in located if kept is None or item.unit is not kept.unit]
     works = itertools.chain(first, make_works(rest, source, live_of, spares.blank))
@@ -222,6 +222,12 @@ def assign_units(
         for values in _reading(results):
             ledger.assign(values, spares)
     release_scratch()
+
+
+def _all_leave_memory(located: Sequence[Located], above: int, ledger: Ledger) -> bool:
+    """Whether the variables of units of more than so many bytes do."""
+    large = [entry.target for item in located if stored_size(item) > above for entry in item.unit.entries]
+    return all(ledger.assigner.leaves_memory(ledger.handles[name]) for name in large)
 
 
 def assign_shared(

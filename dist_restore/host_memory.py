@@ -44,12 +44,13 @@ class Blank:
     Attributes:
       tensor: becomes the variable's own memory when it is assigned, without a copy: nothing may write to `array` then.
       array: the same memory.
+      is_lent: whether it is the system's, see `lent`.
     """
 
-    __slots__ = ("array", "tensor")
+    __slots__ = ("array", "is_lent", "tensor")
 
-    def __init__(self, tensor: tf.Tensor, array: np.ndarray) -> None:
-        self.tensor, self.array = tensor, array
+    def __init__(self, tensor: tf.Tensor, array: np.ndarray, *, is_lent: bool = False) -> None:
+        self.tensor, self.array, self.is_lent = tensor, array, is_lent
 
 
 def blank(shape: Sequence[int], dtype: str) -> Blank | None:
@@ -86,12 +87,7 @@ def lent(shape: Sequence[int], dtype: str) -> Blank | None:
     _ask_for_huge_pages(array)
     tensor = framework_ops.EagerTensor(array, None, tf.as_dtype(dtype).as_datatype_enum)
     # Shared as long as it is aligned, which pages are.
-    return Blank(tensor, array) if array_of(tensor).ctypes.data == array.ctypes.data else None
-
-
-def array_of(tensor: tf.Tensor) -> np.ndarray:
-    """A host tensor's own memory, to be let go before anybody writes to it."""
-    return np.asarray(tensor._numpy())
+    return Blank(tensor, array, is_lent=True) if tensor._numpy().ctypes.data == array.ctypes.data else None
 
 
 def to_tensor(value: np.ndarray | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -159,7 +155,7 @@ class Replacer:
           The old value, for `win`. None where it was not in this host's memory, or where copies have been all that came
           of old values.
         """
-        old = _read(component.handle, component.dtype) if self._is_wanted and _is_here(component) else None
+        old = _read(component.handle, component.dtype) if self.is_wanted and is_here(component) else None
         write(component, tensor)
         return old
 
@@ -170,12 +166,13 @@ class Replacer:
           None where copies have been all that came of old values.
         """
         try:
-            return self._alone(tensors) if self._is_wanted else None
+            return self._alone(tensors) if self.is_wanted else None
         except tf.errors.OpError:  # another TensorFlow, without one of the ops: the memory is given back as always
             return None
 
     @property
-    def _is_wanted(self) -> bool:
+    def is_wanted(self) -> bool:
+        """Whether old values are tried still: copies alone have not come of them."""
         return self._shared < _ENOUGH
 
     def _alone(self, tensors: list[tf.Tensor]) -> Blank | None:
@@ -225,7 +222,7 @@ class _Probe:
         return _read(self._handle, self._nothing.dtype)
 
 
-def _is_here(component: tf.Variable) -> bool:
+def is_here(component: tf.Variable) -> bool:
     """Whether what a component holds is an array with axes in this process's memory."""
     device = f"{context.context().host_address_space()}/device:CPU:0"
     return component.dtype.name in DTYPES and component.shape.rank != 0 and component.device == device

@@ -13,7 +13,7 @@ import msgspec
 
 from dist_restore.distribute.schedule import Unit
 from dist_restore.pipeline import Started, Work
-from dist_restore.reading import Located, Values, direct_work, is_direct
+from dist_restore.reading import Located, Values, direct_work, is_direct, stored_size
 from dist_restore.sources.base import Source
 
 
@@ -31,9 +31,9 @@ class Kept(msgspec.Struct, frozen=True):
 
 def worth_keeping(located: Sequence[Located], above: int, limit: int) -> Located | None:
     """The largest unit of more than `above` bytes and at most `limit` that is one tensor and becomes one variable."""
-    sizes = {id(item): item.unit.entries[0].bytes for item in located if item.places and is_direct(item.unit)}
-    fitting = [item for item in located if above < sizes.get(id(item), 0) <= limit]
-    return max(fitting, key=lambda item: sizes[id(item)], default=None)
+    fitting = [item for item in located if above < stored_size(item) <= limit]
+    direct = [item for item in fitting if item.places and is_direct(item.unit)]
+    return max(direct, key=stored_size, default=None)
 
 
 def keeping_work(item: Located, source: Source, into: Values) -> Work[int]:

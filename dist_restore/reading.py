@@ -63,6 +63,12 @@ class Located(msgspec.Struct, frozen=True):
     places: tuple[Stored, ...] | None
 
 
+def stored_size(item: Located) -> int:
+    """Bytes of a unit's tensor; of one that is no single tensor with a place, all that it reads and makes."""
+    places = item.places
+    return places[0].size if places is not None and len(places) == 1 else item.unit.nbytes
+
+
 def locate(units: Iterable[Unit], source: Source) -> list[Located]:
     """Finds where units lie, and puts them in file order: reading is sequential, and neighbours come together."""
     if not isinstance(source, DirectSource):

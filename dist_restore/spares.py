@@ -50,7 +50,6 @@ class Spares:
         self._replacer = Replacer()
         self._left: collections.deque[_Left] = collections.deque()
         self._waiting: collections.deque[Blank] = collections.deque()
-        self._lent: list[Blank] = []
 
     def blank(self, shape: Sequence[int], dtype: str) -> Blank | None:
         """See `host_memory.blank`; the memory may hold something already."""
@@ -63,18 +62,18 @@ class Spares:
                 return host_memory.reshaped(spare, shape)
         return self._new(shape, dtype)
 
-    def write(self, components: Sequence[tf.Variable], tensor: tf.Tensor) -> None:
+    def write(self, components: Sequence[tf.Variable], blank: Blank) -> None:
         """Writes plain components as `host_memory.write` does; what the first one held waits for use."""
         first, *others = components
         for component in others:
-            host_memory.write(component, tensor)
+            host_memory.write(component, blank.tensor)
         # The first one comes last: replicas which shared their memory have let it go then.
-        if self._taken(tensor):
-            self._settle(components, tensor)
-        elif _LEAST <= tensor.shape.num_elements() * tensor.dtype.size <= self._limit:
-            self._keep(self._replacer.write(first, tensor))
+        if blank.is_lent:
+            self._settle(components, blank)
+        elif _LEAST <= blank.array.nbytes <= self._limit:
+            self._keep(self._replacer.write(first, blank.tensor))
         else:
-            host_memory.write(first, tensor)
+            host_memory.write(first, blank.tensor)
 
     @property
     def _held(self) -> int:
@@ -82,27 +81,19 @@ class Spares:
         return sum(left.nbytes for left in self._left) + sum(blank.array.nbytes for blank in self._waiting)
 
     def _new(self, shape: Sequence[int], dtype: str) -> Blank | None:
-        nbytes = math.prod(shape) * tf.as_dtype(dtype).size
-        lent = host_memory.lent(shape, dtype) if self._lent_above is not None and nbytes > self._lent_above else None
-        if lent is not None:
-            self._lent.append(lent)
+        is_large = self._lent_above is not None and _nbytes(shape, dtype) > self._lent_above
+        lent = host_memory.lent(shape, dtype) if is_large and self._replacer.is_wanted else None
         return lent or host_memory.blank(shape, dtype)
 
-    def _taken(self, tensor: tf.Tensor) -> bool:
-        """Whether a tensor's memory was lent; it is forgotten."""
-        before = len(self._lent)
-        self._lent = [blank for blank in self._lent if blank.tensor is not tensor]
-        return len(self._lent) < before
-
-    def _settle(self, components: Sequence[tf.Variable], tensor: tf.Tensor) -> None:
+    def _settle(self, components: Sequence[tf.Variable], lent: Blank) -> None:
         """Writes the first component, and moves the value from memory that was lent to what it has left.
 
         Where that cannot be won the variable keeps what was lent, and TensorFlow copies it at its first update.
         """
-        old = [self._replacer.write(components[0], tensor)]  # held by the list alone
+        old = [self._replacer.write(components[0], lent.tensor)]  # held by the list alone
         blank = self._replacer.win(old) if old[0] is not None else None
         if blank is not None:
-            np.copyto(blank.array, host_memory.array_of(tensor))
+            np.copyto(blank.array, lent.array)
             for component in components:
                 host_memory.write(component, blank.tensor)
 
@@ -121,3 +112,7 @@ class Spares:
             blank = self._replacer.win(tensors)
             if blank is not None:
                 self._waiting.append(blank)
+
+
+def _nbytes(shape: Sequence[int], dtype: str) -> int:
+    return math.prod(shape) * int(tf.as_dtype(dtype).size)

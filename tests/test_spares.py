@@ -197,7 +197,7 @@ def test_what_is_in_flight_and_what_waits_are_within_the_budget_together(
         limits.append(ahead)
         return original_stream(works, ahead, helps=helps)
 
-    def spares(limit: int, lent_above: int) -> Spares:
+    def spares(limit: int, lent_above: int | None) -> Spares:
         limits.append(limit)
         return Spares(limit, lent_above)
 
@@ -350,7 +350,6 @@ def restore_lent(variable: tf.Variable, strategy: tf.distribute.Strategy, value:
     place = address(blank)
     Assigner(strategy).assign(variable, blank, spares=spares)
     assert spares._held == 0
-    assert not spares._lent
     return place, [*before, *(host_memory.view(c).ctypes.data for c in components)]
 
 
@@ -436,3 +435,31 @@ def test_where_an_update_does_not_copy_what_is_held_no_old_memory_is_used(monkey
     assert address(blank) != place
     blank.array[...] = 9.0
     assert (held.numpy() == 3.0).all()
+
+
+def test_nothing_is_lent_once_old_values_have_all_been_held() -> None:
+    spares = Spares(1 << 30, lent_above=SIZE - 1)
+    variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(_ENOUGH)]
+    held = [variable.read_value() for variable in variables]
+    assert spares.blank(SHAPE, "float32").is_lent
+    for variable in variables:
+        replace(variable, spares)
+    assert not spares.blank(SHAPE, "float32").is_lent
+    assert all((tensor.numpy() == 0).all() for tensor in held)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_only_variables_that_leave_their_memory_are_lent_some(
+    plain: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lent: list[object] = []
+    original = host_memory.lent
+    monkeypatch.setattr(host_memory, "lent", lambda *args: lent.append(1) or original(*args))
+    prefix = tf.train.Checkpoint(weight=tf.Variable(tf.ones(SHAPE))).write(str(tmp_path / "ckpt"))
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        kind = tf.VariableSynchronization.AUTO if plain else tf.VariableSynchronization.ON_READ
+        live = tf.Variable(tf.zeros(SHAPE), synchronization=kind, aggregation=tf.VariableAggregation.MEAN)
+    DistributedRestorer(tf.train.Checkpoint(weight=live), memory_budget=SIZE // 2).restore(prefix)
+    assert (live.numpy() == 1).all()
+    assert bool(lent) == plain
