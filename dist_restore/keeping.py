@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from dist_restore.distribute.schedule import Unit
+from dist_restore.pieces import SCRATCH
 from dist_restore.pipeline import Started, Work
 from dist_restore.reading import Located, Values, direct_work, is_direct, stored_size
 from dist_restore.sources.base import Source
@@ -45,7 +46,8 @@ def keeping_work(item: Located, source: Source, into: Values) -> Work[int]:
       into: gets the value.
     """
     work = direct_work(item, source)
-    return Work(work.nbytes, functools.partial(_start, work, into))
+    # It holds more than this, but for longer than the pass: what else is in flight need not wait for it.
+    return Work(SCRATCH, functools.partial(_start, work, into))
 
 
 def _start(work: Work[Values], into: Values) -> Started[int]:
