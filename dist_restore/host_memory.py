@@ -155,7 +155,9 @@ class Replacer:
           The old value, for `win`. None where it was not in this host's memory, or where copies have been all that came
           of old values.
         """
-        old = _read(component.handle, component.dtype) if self.is_wanted and is_here(component) else None
+        # The probe is made here and not in `win`: the first one takes some ms, in which threads have things to read.
+        wanted = self.is_wanted and is_here(component) and self._probe(component.dtype) is not None
+        old = _read(component.handle, component.dtype) if wanted else None
         write(component, tensor)
         return old
 
@@ -167,7 +169,7 @@ class Replacer:
         """
         try:
             return self._alone(tensors) if self.is_wanted else None
-        except tf.errors.OpError:  # another TensorFlow, without one of the ops: the memory is given back as always
+        except tf.errors.OpError:  # the memory is given back as always
             return None
 
     @property
@@ -177,11 +179,8 @@ class Replacer:
 
     def _alone(self, tensors: list[tf.Tensor]) -> Blank | None:
         """The tensor in the list, which is emptied, or a copy; nobody else holds its memory."""
-        dtype = tensors[0].dtype
+        probe = self._probe(tensors[0].dtype)
         place = tensors[0]._numpy().ctypes.data if self._tried < _ENOUGH else 0
-        if dtype not in self._probes:
-            self._probes[dtype] = _Probe.tried(dtype)
-        probe = self._probes[dtype]
         if probe is None:
             return None
         held = probe.own(tensors)
@@ -189,6 +188,14 @@ class Replacer:
         self._tried += 1
         self._shared += bool(place) and array.ctypes.data != place
         return Blank(held, array) if array.flags.writeable else None
+
+    def _probe(self, dtype: tf.DType) -> _Probe | None:
+        if dtype not in self._probes:
+            try:
+                self._probes[dtype] = _Probe.tried(dtype)
+            except tf.errors.OpError:  # another TensorFlow, without one of the ops
+                self._probes[dtype] = None
+        return self._probes[dtype]
 
 
 class _Probe:
@@ -204,14 +211,18 @@ class _Probe:
         with tf.device(_HOST):
             name = context.anonymous_name()
             self._handle = tf.raw_ops.VarHandleOp(dtype=dtype, shape=None, shared_name=name)
-            self._no_rows, self._nothing = tf.zeros([0], tf.int32), tf.zeros([], dtype)
+        # 30 us each; `tf.zeros` takes 4 ms the first time.
+        self._no_rows = framework_ops.EagerTensor(np.zeros([0], np.int32), None, None)
+        self._nothing = framework_ops.EagerTensor(np.zeros([], dtype.as_numpy_dtype), None, dtype.as_datatype_enum)
 
     @classmethod
     def tried(cls, dtype: tf.DType) -> _Probe | None:
         """A probe that copies what somebody holds, as it must; None if this TensorFlow does anything else."""
-        probe, held = cls(dtype), tf.ones([1], dtype)
-        own = probe.own([held])
-        return probe if own._numpy().ctypes.data != held._numpy().ctypes.data else None
+        probe, held = cls(dtype), blank([1], dtype.name)
+        if held is None:
+            return None
+        own = probe.own([held.tensor])
+        return probe if own._numpy().ctypes.data != held.array.ctypes.data else None
 
     def own(self, tensors: list[tf.Tensor]) -> tf.Tensor:
         """The tensor in the list, which is emptied, or a copy of it."""
