@@ -17,9 +17,9 @@ from dist_restore.entries import PlanEntry
 from dist_restore.keeping import Kept, keeping_work
 from dist_restore.pieces import (
     SCRATCH,
-    hash_stored,
     joined_pieces,
     pieces_of,
+    read_checked,
     release_scratch,
     require_checksum,
     scratch,
@@ -115,7 +115,7 @@ def _start_large(name: str, place: Stored, source: DirectSource) -> Started[int]
     crcs = [0] * len(pieces)
 
     def read(number: int) -> None:
-        crcs[number] = hash_stored(source, name, *pieces[number], place.offset)
+        crcs[number] = read_checked(source, name, *pieces[number], scratch(place.offset))
 
     def finish() -> int:
         require_checksum(source, name, place, joined_pieces(crcs, place.size))

@@ -65,22 +65,6 @@ def read_checked(source: DirectSource, name: str, begin: int, size: int, out: np
     return crc
 
 
-def hash_stored(source: DirectSource, name: str, begin: int, size: int, offset: int) -> int:
-    """The CRC32C of a part of a stored tensor: of its pages in the cache where they can be held, else as it is read.
-
-    Args:
-      source: the opened checkpoint.
-      name: of the tensor.
-      begin: first byte in the tensor.
-      size: how many bytes; all of them are held at once.
-      offset: of the tensor in its file; see `scratch`.
-    """
-    with source.view_stored(name, begin, size) as data:
-        if data is not None:
-            return checksum.extend(0, data)
-    return read_checked(source, name, begin, size, scratch(offset))
-
-
 def require_checksum(source: Source, name: str, stored: Stored, crc: int) -> None:
     """Raises `CheckpointCorruptError` unless the checksum is the stored one, if there is one."""
     if stored.crc32c is None or crc == stored.crc32c:

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from dist_restore.sources import mounts, storage
+from dist_restore.sources import storage
 
 MOUNTS = r"""
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -19,10 +19,10 @@ MOUNTS = r"""
 
 
 @pytest.fixture(autouse=True)
-def mountinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def mounts(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "mountinfo"
     file.write_text(MOUNTS)
-    monkeypatch.setattr(mounts, "_MOUNTS", file)
+    monkeypatch.setattr(storage, "_MOUNTS", file)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def mountinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_the_deepest_mount_that_came_last_holds_a_path(path: str, kind: str) -> None:
-    assert mounts.file_system(path) == kind
+    assert storage.file_system(path) == kind
 
 
 @pytest.mark.parametrize(
@@ -49,5 +49,5 @@ def test_what_comes_over_a_network_is_not_local(path: str, local: bool) -> None:
 
 
 def test_where_nothing_is_said_files_are_taken_to_be_local(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mounts, "_MOUNTS", pathlib.Path("/nowhere/mountinfo"))
+    monkeypatch.setattr(storage, "_MOUNTS", pathlib.Path("/nowhere/mountinfo"))
     assert storage.is_local("/runs/ckpt-1")

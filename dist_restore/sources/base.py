@@ -6,7 +6,6 @@ that tells formats apart.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -90,13 +89,6 @@ class DirectSource(Source, Protocol):
 
         Raises:
           CheckpointCorruptError: the file ends too early.
-        """
-
-    def view_stored(self, name: str, begin: int, size: int) -> AbstractContextManager[memoryview | None]:
-        """`size` bytes of a stored tensor where they lie in memory already, while the block lasts; nothing is copied.
-
-        None where that cannot be: `read_stored` can. May be called by several threads at once; let the bytes go before
-        the block is left, and leave it soon, for who wants to write to the file waits meanwhile.
         """
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -155,10 +154,6 @@ class Bundle:
     def read_stored(self, key: str, begin: int, out: np.ndarray) -> None:
         """See `DirectSource.read_stored`."""
         self._shards.read(self.entries[key], begin, out)
-
-    def view_stored(self, key: str, begin: int, size: int) -> AbstractContextManager[memoryview | None]:
-        """See `DirectSource.view_stored`."""
-        return self._shards.view(self.entries[key], begin, size)
 
     def read_bytes_string(self, key: str) -> bytes:
         """Reads a scalar string tensor, such as the object graph.

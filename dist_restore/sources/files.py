@@ -5,15 +5,12 @@ The only place under `sources` that touches a file system. Knows nothing of what
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 from dist_restore.errors import CheckpointNotFoundError, RestoreError
-from dist_restore.sources import mapped
 
 _T = TypeVar("_T")
 
@@ -27,9 +24,6 @@ class File(Protocol):
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fills the buffer from `offset` on; returns how many bytes there were, fewer only at the file's end."""
-
-    def view(self, offset: int, size: int) -> AbstractContextManager[memoryview | None]:
-        """The bytes as they lie in the page cache, while the block lasts; None where that cannot be."""
 
     def close(self) -> None:
         """Gives back the handles."""
@@ -106,13 +100,9 @@ class _LocalFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self._handle = _call(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        self._may_be_mapped = mapped.may_be_mapped(path)
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         return _call(self.path, lambda: _read_fully(self._handle, buffer, offset))
-
-    def view(self, offset: int, size: int) -> AbstractContextManager[memoryview | None]:
-        return mapped.stretch(self._handle, offset, size) if self._may_be_mapped else contextlib.nullcontext()
 
     def close(self) -> None:
         handle, self._handle = self._handle, -1
@@ -147,9 +137,6 @@ class _RemoteFile:
         buffer[: len(data)] = data
         self._put_back(handle)
         return len(data)
-
-    def view(self, offset: int, size: int) -> AbstractContextManager[memoryview | None]:
-        return contextlib.nullcontext()
 
     def close(self) -> None:
         with self._lock:

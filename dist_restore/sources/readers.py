@@ -11,7 +11,6 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -196,10 +195,6 @@ class ReaderSource:
         assert isinstance(reader, RawTensor)
         with _named(name):
             reader.file.fill(reader.offset + begin, out)
-
-    def view_stored(self, name: str, begin: int, size: int) -> AbstractContextManager[memoryview | None]:
-        """See `DirectSource.view_stored`: never, for these formats have no checksums to compare in a first pass."""
-        return contextlib.nullcontext()
 
     def close(self) -> None:
         """See `Source.close`."""

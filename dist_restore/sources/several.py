@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import msgspec
@@ -92,11 +91,6 @@ class SeveralSources:
         part, own = split(name)
         with _told_of(part):
             self._direct[part].read_stored(own, begin, out)
-
-    def view_stored(self, name: str, begin: int, size: int) -> AbstractContextManager[memoryview | None]:
-        """See `DirectSource.view_stored`."""
-        part, own = split(name)
-        return self._direct[part].view_stored(own, begin, size)
 
     def object_place(self, name: str) -> tuple[str, tuple[str, ...]]:
         """See `ObjectSource.object_place`."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -57,13 +55,6 @@ class Shards:
         self.count(count)
         if count < len(buffer):
             raise self.corrupt(entry, f"{len(buffer)} bytes from byte {entry.offset + begin} on", f"{count} bytes")
-
-    @contextlib.contextmanager
-    def view(self, entry: BundleEntry, begin: int, size: int) -> Iterator[memoryview | None]:
-        """A part of a stored tensor as it lies in the page cache, while the block lasts; None where that cannot be."""
-        with self._file(entry.shard).view(entry.offset + begin, size) as data:
-            self.count(0 if data is None else size)
-            yield data
 
     def gap(self, shard: int) -> int:
         """Unwanted bytes up to which reading on is faster than another request."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 
 import msgspec
 import numpy as np
@@ -103,10 +102,6 @@ class TfCheckpoint:
         """See `DirectSource.read_stored`."""
         with _named(name):
             self._bundle.read_stored(self._keys[name], begin, out)
-
-    def view_stored(self, name: str, begin: int, size: int) -> AbstractContextManager[memoryview | None]:
-        """See `DirectSource.view_stored`."""
-        return self._bundle.view_stored(self._keys[name], begin, size)
 
     def object_place(self, name: str) -> tuple[str, tuple[str, ...]]:
         """See `ObjectSource.object_place`."""
