@@ -54,8 +54,8 @@ def check_located(
     """
     kept = Kept(keep.unit, []) if keep is not None else None
     works = _checks([item for item in located if item is not keep], source)
-    if keep is not None and kept is not None:
-        works = itertools.chain([keeping_work(keep, source, kept.values)], works)
+    if keep is not None and kept is not None:  # last: casts before it may hold as much, and have let it go then
+        works = itertools.chain(works, [keeping_work(keep, source, kept.values)])
     with contextlib.closing(stream(works, min(budget, _AHEAD), helps=True)) as sizes:
         for size in sizes:
             progress.advance(size)

@@ -42,9 +42,9 @@ from dist_restore.transforms import Live
 _USEFUL = 2 * PIECE * thread_count()
 
 
-# TensorFlow's CPU allocator (2.21) takes memory from the system in regions, each twice as large as the last one, and
-# 8 bytes for each 256 of a region, which it touches at once: 134 MB where 4 GB of variables want 1 MB more.
-_TABLE = 2 * 8 / 256
+# TensorFlow's CPU allocator (2.21) takes memory from the system in regions, each as large as all before together, and
+# touches a table of 8 bytes for each 256 of a region at once: 134 MB where 4 GB of variables want one tensor more.
+_TABLE = 8 / 256
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -225,8 +225,8 @@ def assign_units(
 
 
 def _all_leave_memory(located: Sequence[Located], above: int, ledger: Ledger) -> bool:
-    """Whether the variables of units of more than so many bytes do."""
-    large = [entry.target for item in located if stored_size(item) > above for entry in item.unit.entries]
+    """Whether the variables of more than so many bytes do."""
+    large = [entry.target for item in located for entry in item.unit.entries if entry.bytes > above]
     return all(ledger.assigner.leaves_memory(ledger.handles[name]) for name in large)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import msgspec
 
 from dist_restore.distribute.schedule import Unit
-from dist_restore.pieces import SCRATCH
 from dist_restore.pipeline import Started, Work
 from dist_restore.reading import Located, Values, direct_work, is_direct, stored_size
 from dist_restore.sources.base import Source
@@ -46,8 +45,7 @@ def keeping_work(item: Located, source: Source, into: Values) -> Work[int]:
       into: gets the value.
     """
     work = direct_work(item, source)
-    # It holds more than this, but for longer than the pass: what else is in flight need not wait for it.
-    return Work(SCRATCH, functools.partial(_start, work, into))
+    return Work(work.nbytes, functools.partial(_start, work, into))
 
 
 def _start(work: Work[Values], into: Values) -> Started[int]:
@@ -61,5 +59,5 @@ def _start(work: Work[Values], into: Values) -> Started[int]:
 
 
 def kept_work(kept: Kept) -> Work[Values]:
-    """What has been read already, to be consumed first; its memory is not in flight any more."""
-    return Work(0, lambda: Started((), lambda: kept.values))
+    """What has been read already, to be consumed first: nothing else takes memory before it is the variable's."""
+    return Work(kept.unit.entries[0].bytes, lambda: Started((), lambda: kept.values))

@@ -98,7 +98,7 @@ class Session:
             remote = self._run("choose", lambda: self._other_hosts(units, targets))
             if self._talk.world_size > 1 and remote.is_needed:
                 raise RestoreError("Variables of a cluster of several programs are on devices of other programs.")
-            self._check(remote.client_reads, reading)
+            self._check(remote.client_reads, reading, keeps=not remote.is_needed)
             self._check_remote(remote, units)
             objects = self._restore_objects(plan, targets)
             assigned = self._assign(remote.local, reading, targets, remote, objects)
@@ -218,15 +218,15 @@ class Session:
 
     # Carrying it out.
 
-    def _check(self, units: tuple[Unit, ...], reading: Reading) -> None:
+    def _check(self, units: tuple[Unit, ...], reading: Reading, *, keeps: bool) -> None:
         """Where storage is local, reading twice costs little, and nothing changes where a byte is wrong.
 
         Shared reads are read once: what is wrong is found before its tensor is assigned anywhere.
         """
         if self._config.verify is not Verify.NONE and reading.mode is not Reads.SHARDED:
-            self._run(
-                "check", lambda: self._check_own(units, reading), sum(r.spec.nbytes for u in units for r in u.reads)
-            )
+            keeps = keeps and reading.mode is Reads.EVERY_WORKER  # else others may assign it
+            size = sum(r.spec.nbytes for u in units for r in u.reads)
+            self._run("check", lambda: self._check_own(units, reading, keeps=keeps), size)
 
     def _other_hosts(self, units: tuple[Unit, ...], targets: Targets) -> Remote:
         """What devices of other hosts hold that this program drives; nothing where there are several programs."""
@@ -238,13 +238,12 @@ class Session:
             with self._progress("check", sum(r.spec.nbytes for u in units for r in u.reads)) as bar:
                 self._run("check", lambda: remote.check(bar))
 
-    def _check_own(self, units: tuple[Unit, ...], reading: Reading) -> None:
+    def _check_own(self, units: tuple[Unit, ...], reading: Reading, *, keeps: bool) -> None:
         source = self._source
         if source is None or self._talk.rank not in reading.readers or not _are_local(source):
             return
         size = sum(r.spec.nbytes for u in units for r in u.reads)
         with during("read"), self._progress("check", size) as bar:
-            keeps = reading.mode is Reads.EVERY_WORKER
             located = self._locate(units, source)
             self._kept = check_sources(located, source, bar, self._config.memory_budget, keeps=keeps)
 

@@ -63,17 +63,17 @@ class Spares:
         return self._new(shape, dtype)
 
     def write(self, components: Sequence[tf.Variable], blank: Blank) -> None:
-        """Writes plain components as `host_memory.write` does; what the first one held waits for use."""
+        """Writes plain components as `host_memory.take_over` does; what the first one held waits for use."""
         first, *others = components
         for component in others:
-            host_memory.write(component, blank.tensor)
+            host_memory.take_over(component, blank.tensor)
         # The first one comes last: replicas which shared their memory have let it go then.
         if blank.is_lent:
             self._settle(components, blank)
         elif _LEAST <= blank.array.nbytes <= self._limit:
             self._keep(self._replacer.write(first, blank.tensor))
         else:
-            host_memory.write(first, blank.tensor)
+            host_memory.take_over(first, blank.tensor)
 
     @property
     def _held(self) -> int:
@@ -95,7 +95,7 @@ class Spares:
         if blank is not None:
             np.copyto(blank.array, lent.array)
             for component in components:
-                host_memory.write(component, blank.tensor)
+                host_memory.take_over(component, blank.tensor)
 
     def _keep(self, tensor: tf.Tensor | None) -> None:
         if tensor is None:

@@ -463,3 +463,49 @@ def test_only_variables_that_leave_their_memory_are_lent_some(
     DistributedRestorer(tf.train.Checkpoint(weight=live), memory_budget=SIZE // 2).restore(prefix)
     assert (live.numpy() == 1).all()
     assert bool(lent) == plain
+
+
+@pytest.mark.parametrize("lent", [True, False])
+def test_a_variable_that_copies_what_it_gets_takes_the_memory_all_the_same(lent: bool) -> None:
+    variable = tf.Variable(tf.zeros(SHAPE))
+    tf.nn.embedding_lookup(variable, [1, 2])  # from now on TensorFlow copies, until it is told not to
+    place = host_memory.view(host_memory.plain_components(variable)[0]).ctypes.data
+    host_memory.share_memory(variable)
+    own = host_memory.view(variable).ctypes.data
+    assert own != place, "what was read before was a copy"
+    tf.nn.embedding_lookup(variable, [1, 2])
+    spares = Spares(1 << 30, lent_above=SIZE - 1 if lent else None)
+    blank = spares.blank(SHAPE, "float32")
+    blank.array[...] = 5.0
+    given = address(blank)
+    Assigner(tf.distribute.get_strategy()).assign(variable, blank, spares=spares)
+    del blank
+    assert host_memory.view(variable).ctypes.data == (own if lent else given)
+    held = variable.read_value()
+    variable.scatter_update(tf.IndexedSlices(tf.ones([1, SHAPE[1]]), tf.constant([4])))
+    assert (held.numpy() == 5.0).all()
+    assert (variable.numpy()[4] == 1.0).all()
+    assert (variable.numpy()[5] == 5.0).all()
+
+
+def test_one_variable_that_leaves_no_memory_is_enough_to_lend_none(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lent: list[object] = []
+    original = host_memory.lent
+    monkeypatch.setattr(host_memory, "lent", lambda *args: lent.append(1) or original(*args))
+    saved = {name: tf.Variable(tf.ones(SHAPE, tf.float16)) for name in ("plain", "other")}
+    prefix = tf.train.Checkpoint(**saved).write(str(tmp_path / "ckpt"))
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        live = {
+            "plain": tf.Variable(tf.zeros(SHAPE)),
+            "other": tf.Variable(
+                tf.zeros(SHAPE),
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.MEAN,
+            ),
+        }
+    # Between what is stored and what it becomes.
+    DistributedRestorer(tf.train.Checkpoint(**live), memory_budget=SIZE * 3 // 4).restore(prefix)
+    assert all((variable.numpy() == 1).all() for variable in live.values())
+    assert not lent
