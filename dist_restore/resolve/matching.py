@@ -90,8 +90,8 @@ def _claims(
     claims: dict[str, list[_Claim]] = collections.defaultdict(list)
     theirs = alignment.names
     for name, target in targets.own_names(_SEMANTIC).items():
-        if name in theirs:
-            claims[target.name] += [_claim(target, name, source, alignment) for source in theirs[name]]
+        for source in theirs.get(name, ()):
+            claims[target.name].append(_claim(target, name, source, alignment))
     flat = _unique_flat(sources)
     for target in targets.open if flat else ():
         for alias in _flat_aliases(target.aliases):
@@ -130,6 +130,8 @@ def _refuse_unequal_flat(
     sources: Side[SourceTensor],
 ) -> None:
     """Refuses what rests on a flattened name alone, where its family differs in number: numbers mislead there."""
+    if not _unique_flat(sources):
+        return
     flat = [n for n in found if claims[n][-1].how is _How.FLAT]  # they come last
     weak = [n for n in flat if isinstance(found[n], Match) and all(c.how is _How.FLAT for c in claims[n])]
     if not weak:
@@ -148,7 +150,7 @@ def _refuse_unequal_flat(
             )
 
 
-def _unique_flat(sources: Side[SourceTensor]) -> dict[str, SourceTensor]:
+def _unique_flat(sources: Side[SourceTensor]) -> Mapping[str, SourceTensor]:
     return sources.own_names((AliasKind.FLAT,))
 
 

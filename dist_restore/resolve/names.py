@@ -23,8 +23,26 @@ class Side(Generic[Named]):
     open: Sequence[Named]
     all: Sequence[Named]
 
-    def own_names(self, kinds: Sequence[AliasKind]) -> dict[str, Named]:
+    def own_names(self, kinds: Sequence[AliasKind]) -> Mapping[str, Named]:
         """The names of these kinds that mean one item only, of what is open."""
+        # Asked for several kinds, of which most sides have one only: found once in a match.
+        present = tuple([kind for kind in kinds if kind in self._kinds])
+        names = self._found.get(present)
+        if names is None:
+            names = self._found[present] = self._open_names(present) if present else {}
+        return names
+
+    @functools.cached_property
+    def _found(self) -> dict[tuple[AliasKind, ...], Mapping[str, Named]]:
+        """What `own_names` has found, by the kinds that occur."""
+        return {}
+
+    @functools.cached_property
+    def _kinds(self) -> frozenset[AliasKind]:
+        kinds = {item.name_kind for item in self.all}
+        return frozenset(kinds | {alias.kind for item in self.all for alias in item.aliases})
+
+    def _open_names(self, kinds: Sequence[AliasKind]) -> Mapping[str, Named]:
         names = own_names(self.all, kinds)
         if len(self.open) == len(self.all):
             return names
@@ -44,7 +62,10 @@ class NameTable(Generic[Named]):
         """
         self.side = side
         self.items = tuple(items)
-        self._canonical: Mapping[str, Named] = {item.name: item for item in items}
+
+    @functools.cached_property
+    def _canonical(self) -> Mapping[str, Named]:
+        return {item.name: item for item in self.items}
 
     @functools.cached_property
     def _aliases(self) -> Mapping[str, Sequence[Named]]:

@@ -55,8 +55,8 @@ def refuse_other_members(found: Mapping[str, Outcome], targets: Iterable[TargetV
     """
     result = dict(found)
     for target in targets:
-        outcome = result.get(target.name)
-        if target.members and isinstance(outcome, Match) and _are_others(target.members, outcome.source.members):
+        outcome = result.get(target.name) if target.members else None
+        if isinstance(outcome, Match) and _are_others(target.members, outcome.source.members):
             names = ", ".join(map(repr, outcome.source.members)), ", ".join(map(repr, target.members))
             reason = f"its place in a list is that of the layer {names[0]} in the file, and of {names[1]} in the model"
             result[target.name] = Conflict((outcome.source,), reason)

@@ -94,7 +94,8 @@ class _Resolution:
         return {v.name: self._owner(v, outcomes.get(v.name)) for v in owned}
 
     def _match(self, owned: list[TargetVariable]) -> Mapping[str, Outcome]:
-        open_targets = [v for v in owned if self._decisions.decided(v.name) is None]
+        decided = self._decisions.assigned.keys() | self._decisions.kept.keys()
+        open_targets = [v for v in owned if v.name not in decided]
         if not open_targets:
             return {}
         if not self._sources.parts:
