@@ -9,11 +9,12 @@ by one piece of code and equal programs get equal names.
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import heapq
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -214,12 +215,14 @@ def _follow(
     layers: Mapping[int, Mapping[int, LayerName]],
 ) -> None:
     """Adds the paths of a tree's nodes."""
-    stack = [(root, path)]
+    found[root] = [path]
+    stack = [(root, path)] if nodes[root].edges else []
     while stack:
         index, path = stack.pop()
-        found[index] = [path]
-        if nodes[index].edges:
-            stack += _extend(nodes[index], path, layers.get(index, {}))
+        for child, longer in _extend(nodes[index], path, layers.get(index, {})):
+            found[child] = [longer]
+            if nodes[child].edges:
+                stack.append((child, longer))
 
 
 def _extend(node: Node, path: _Path, layers: Mapping[int, LayerName]) -> Iterator[tuple[int, _Path]]:
@@ -228,9 +231,38 @@ def _extend(node: Node, path: _Path, layers: Mapping[int, LayerName]) -> Iterato
             f"The object graph is broken: objects nest deeper than {MAX_DEPTH} at {path.raw[:100]!r}... "
             "Use another checkpoint."
         )
+    plain_step = _plain_steps(path) if node.edges and path.edge not in LAYER_CONTAINERS else None
     for name, child in node.edges:
         if name not in SKIPPED and child not in path.visited:
-            yield child, _step(path, name, child, layers.get(child))
+            if plain_step is not None and child not in layers and _is_plain(name):
+                yield child, plain_step(name, child)
+            else:
+                yield child, _step(path, name, child, layers.get(child))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _is_plain(name: str) -> bool:
+    """Whether an edge is an attribute that somebody named, or an index in a list of theirs."""
+    special = name in POSITIONAL_CONTAINERS or name in TRANSPARENT or name == "root"
+    return not special and not name.startswith("_") and not _POSITIONAL_EDGE.match(name)
+
+
+def _plain_steps(path: _Path) -> Callable[[str, int], _Path]:
+    """What `_step` does for plain edges that lead to no named layer, as nearly all are.
+
+    Siblings share most of it, and where raw and readable names are equal they are one string: 0.4 us less for each.
+    """
+    positional, counted, private, length, borrowed = path.weight
+    weight, text, size, kind = (positional, counted, private, length + 1, borrowed), path.text, path.size, path.kind
+    before, raw_before = f"{text}/" if size else "", f"{path.raw}/" if path.depth else ""
+    same, visited = before == raw_before, path.visited
+
+    def step(name: str, child: int) -> _Path:
+        longer = before + name
+        raw = longer if same else raw_before + name
+        return _Path(weight, longer, text, size + 1, raw, name, kind, (*visited, child))
+
+    return step
 
 
 def _step(path: _Path, name: str, child: int, layer: LayerName | None) -> _Path:
