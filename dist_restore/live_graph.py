@@ -175,7 +175,7 @@ class _Walker:
         return LiveGraph(nodes, leaves, bare=_is_bare(root))
 
     def _number(self, item: object) -> int:
-        item = _unwrap(item)
+        item = item.value if isinstance(item, keras.Variable) else item  # as `_unwrap`, without its call
         number = self._numbers.setdefault(id(item), len(self._objects))
         if number == len(self._objects):
             self._objects.append(item)  # holds the object, so that its id stays its own
@@ -332,32 +332,33 @@ def _children(item: object) -> Iterator[tuple[str, object, bool]]:
     """(name, child, whether TF tracks the edge) of one object."""
     if _is_variable(item):
         return
-    tracked = dict(_tracked_children(item))
+    tracked = _tracked_children(item)
     for name, child in tracked.items():
         yield name, child, True
     for name, child in _plain_children(item):
-        if name not in tracked:
+        if name not in tracked and _holds_state(child):
             # Items of a container are saved where the container is; what Keras keeps by itself is not.
             yield name, child, isinstance(item, (Mapping, list, tuple))
 
 
-def _tracked_children(item: object) -> Iterator[tuple[str, object]]:
+def _tracked_children(item: object) -> Mapping[str, object]:
     if isinstance(item, Mapping) or not hasattr(item, "_trackable_children"):
-        return
+        return {}
     if keras2.is_optimizer(item) and not keras2.is_built(item):
-        return  # it would remember for ever what it consists of now
-    yield from tf.train.TrackableView.children(item).items()
+        return {}  # it would remember for ever what it consists of now
+    children: Mapping[str, object] = tf.train.TrackableView.children(item)
+    return children
 
 
 def _plain_children(item: object) -> Iterator[tuple[str, object]]:
-    """What Keras 3 keeps where TF does not look; and the items of plain containers."""
+    """Where Keras 3 keeps what TF does not look at; and the items of plain containers."""
     if isinstance(item, Mapping):
-        yield from ((str(k), v) for k, v in item.items() if _holds_state(v))
+        yield from ((str(k), v) for k, v in item.items())
     elif isinstance(item, (list, tuple, set, frozenset)):
-        yield from ((str(i), v) for i, v in enumerate(item) if _holds_state(v))
+        yield from ((str(i), v) for i, v in enumerate(item))
     elif isinstance(item, (keras.Layer, keras.metrics.Metric, keras.random.SeedGenerator)):
         for name, value in vars(item).items():
-            if name not in _KERAS_INTERNAL and not name.startswith("_self_") and _holds_state(value):
+            if name not in _KERAS_INTERNAL and not name.startswith("_self_"):
                 yield name, value
 
 

@@ -27,7 +27,8 @@ def decode_lengths(data: np.ndarray, count: int) -> tuple[np.ndarray, int]:
     Raises:
       ValueError: the bytes are not that many varints.
     """
-    ends = np.flatnonzero(data < 0x80)[:count] + 1
+    # They end long before the data do, where one string is the graph of many objects.
+    ends = np.flatnonzero(data[: count * MAX_VARINT_SIZE] < 0x80)[:count] + 1
     if len(ends) < count:
         raise ValueError(f"{count} lengths of strings, and only {len(ends)} of them")
     if count == 0:
