@@ -147,8 +147,8 @@ class Bundle:
     def stored(self, key: str) -> Stored | None:
         """See `DirectSource.stored`."""
         entry = self.entries[key]
-        if entry.slices or entry.spec.dtype == tf_dtypes.STRING or self._native_dtype(entry) is None:
-            return None
+        if entry.slices or entry.shard == UNKNOWN_SHARD or tf_dtypes.numpy_dtype(entry.spec.dtype) is None:
+            return None  # of strings too there is no such dtype
         return Stored(entry.shard, entry.offset, entry.size, checksum.unmask(entry.crc32c))
 
     def read_stored(self, key: str, begin: int, out: np.ndarray) -> None:

@@ -93,10 +93,11 @@ class TfCheckpoint:
     def stored(self, name: str) -> Stored | None:
         """See `DirectSource.stored`."""
         # Both passes ask for each tensor; threads may compute one twice, to the same end.
-        if name not in self._stored:
-            key = self._keys[name]
-            self._stored[name] = None if key in self._states else self._bundle.stored(key)
-        return self._stored[name]
+        if name in self._stored:
+            return self._stored[name]
+        key = self._keys[name]
+        found = self._stored[name] = None if key in self._states else self._bundle.stored(key)
+        return found
 
     def read_stored(self, name: str, begin: int, out: np.ndarray) -> None:
         """See `DirectSource.read_stored`."""
@@ -235,13 +236,21 @@ def _node(proto: trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject
     """One object; what it has that is no variable's value is added to `others`."""
     # Each look at a field of a proto takes as long as making a tuple, so no field is looked at twice or for nothing.
     attributes, children, slots = proto.attributes, proto.children, proto.slot_variables
-    leaves = [Leaf(a.checkpoint_key, a.full_name) for a in attributes if a.name == _VALUE]
-    if attributes and len(leaves) < len(attributes):
-        state = others.leaf((a.name, a.checkpoint_key) for a in attributes if a.name != _VALUE)
-        leaves += [] if state is None else [state]
-    leaf = leaves[0] if leaves else None
+    if len(attributes) == 1 and (only := attributes[0]).name == _VALUE:  # nearly always: 0.4 us less than the loops
+        leaf: Leaf | None = Leaf(only.checkpoint_key, only.full_name)
+    else:
+        leaf = _leaf(attributes, others) if attributes else None
     if not children and not slots:
         return Node((), leaf)
     edges = tuple([(c.local_name, c.node_id) for c in children])
     kept = [(s.original_variable_node_id, s.slot_name, s.slot_variable_node_id) for s in slots]
     return Node(edges, leaf, slots=tuple(kept))
+
+
+def _leaf(
+    attributes: Iterable[trackable_object_graph_pb2.TrackableObjectGraph.TrackableObject.SerializedTensor],
+    others: _Others,
+) -> Leaf | None:
+    values = [Leaf(a.checkpoint_key, a.full_name) for a in attributes if a.name == _VALUE]
+    state = others.leaf((a.name, a.checkpoint_key) for a in attributes if a.name != _VALUE)
+    return values[0] if values else state
