@@ -142,7 +142,7 @@ class Assigner:
         Returns:
           For each variable what `assign` returns. Where it raises, any of the variables may have changed.
         """
-        rows = [host_memory.plain_components(w.variable) for w in writes] if len(writes) > 1 else []
+        rows = host_memory.plain_rows([w.variable for w in writes]) if len(writes) > 1 else []
         arrays = [w.value for w in writes if not isinstance(w.value, Blank)]
         if rows and len(arrays) == len(rows) and grouped.write(rows, arrays):
             return [(w.crc32c,) * len(row or ()) for w, row in zip(writes, rows, strict=True)]
@@ -185,7 +185,7 @@ class Assigner:
 
     def replicas_of(self, variables: Sequence[tf.Variable]) -> list[Replicas]:
         """The same of variables that `grouped.together` put together: copies, of each replica in one call."""
-        rows = [host_memory.plain_components(v) for v in variables] if len(variables) > 1 else []
+        rows = host_memory.plain_rows(variables) if len(variables) > 1 else []
         columns = grouped.read(rows) if rows else None
         if columns is None:
             return [self.replicas(variable) for variable in variables]

@@ -125,8 +125,9 @@ def _fits(column: Components, shape: tuple[int, ...], kind: np.dtype) -> bool:
         return False
     if not device.startswith(f"{context.context().host_address_space()}/device:CPU:"):
         return False
-    has_shape = host_memory.has_shape
-    return all(has_shape(c, shape) and c.dtype is dtype and c.device == device for c in column)
+    if not host_memory.have_shape(column, shape):
+        return False
+    return all([c.dtype is dtype and c.device == device for c in column])
 
 
 def _write_column(column: Components, array: np.ndarray) -> None:

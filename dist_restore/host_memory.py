@@ -12,7 +12,7 @@ import ctypes
 import math
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -110,8 +110,17 @@ def plain_components(variable: tf.Variable) -> tuple[tf.Variable, ...] | None:
 
     That is so for all that is no ordinary variable and no mirrored one, and in graphs.
     """
+    return _components(variable) if _PRIVATE and tf.executing_eagerly() else None
+
+
+def plain_rows(variables: Iterable[tf.Variable]) -> list[tuple[tf.Variable, ...] | None]:
+    """The same of many: what does not depend on the variable is asked once."""
     if not _PRIVATE or not tf.executing_eagerly():
-        return None
+        return [None for _ in variables]
+    return [_components(variable) for variable in variables]
+
+
+def _components(variable: tf.Variable) -> tuple[tf.Variable, ...] | None:
     if type(variable) is resource_variable_ops.ResourceVariable:
         return (variable,) if _is_plain(variable) else None
     if type(variable) is not distribute_values.MirroredVariable:
@@ -125,12 +134,18 @@ def _is_plain(component: tf.Variable) -> bool:
     return exact and component._cached_value is None and isinstance(component.handle, framework_ops.EagerTensor)
 
 
-def has_shape(variable: tf.Variable, shape: tuple[int, ...]) -> bool:
-    """Whether a variable has a shape; to make a `TensorShape` for that takes 4 us."""
+def have_shape(variables: Iterable[tf.Variable], shape: tuple[int, ...]) -> bool:
+    """Whether all variables have a shape."""
+    sizes = list(shape)
     try:
-        return bool(variable.shape.as_list() == list(shape))
+        return all([variable.shape.as_list() == sizes for variable in variables])
     except ValueError:  # of unknown rank
         return False
+
+
+def has_shape(variable: tf.Variable, shape: tuple[int, ...]) -> bool:
+    """Whether a variable has a shape; to make a `TensorShape` for that takes 4 us."""
+    return have_shape((variable,), shape)
 
 
 def write(component: tf.Variable, tensor: tf.Tensor) -> None:
