@@ -228,7 +228,7 @@ class _Facts:
         self._objects, self._edges, self._layers = objects, edges, _layer_classes()
         reached = self._reach([0], tracked_only=True)
         self._saved = reached | {slot for i, own in slots.items() if i in reached for _, _, slot in own}
-        self._others = others
+        self._others, self._no_variables = others, {i for i, _ in others}
         modules = [i for i, o in self._others if isinstance(o, (keras.Layer, tf.Module))]
         optimizers = [i for i, o in self._others if _is_optimizer(o)]
         settings = (pair for _, o in self._others if keras2.is_optimizer(o) for pair in keras2.settings(o))
@@ -251,7 +251,7 @@ class _Facts:
 
     def leaf(self, index: int) -> LiveLeaf:
         variable = self._objects[index]
-        stateful = not _is_variable(variable)
+        stateful = index in self._no_variables
         path = "" if stateful else self._own_name(variable)
         scoped = "/" in path
         # By position: keywords double the time that making it takes.

@@ -225,8 +225,8 @@ class Session:
         """
         if self._config.verify is not Verify.NONE and reading.mode is not Reads.SHARDED:
             keeps = keeps and reading.mode is Reads.EVERY_WORKER  # else others may assign it
-            size = sum(r.spec.nbytes for u in units for r in u.reads)
-            self._run("check", lambda: self._check_own(units, reading, keeps=keeps), size)
+            size = sum([r.spec.nbytes for u in units for r in u.reads])
+            self._run("check", lambda: self._check_own(units, reading, size, keeps=keeps), size)
 
     def _other_hosts(self, units: tuple[Unit, ...], targets: Targets) -> Remote:
         """What devices of other hosts hold that this program drives; nothing where there are several programs."""
@@ -238,11 +238,10 @@ class Session:
             with self._progress("check", sum(r.spec.nbytes for u in units for r in u.reads)) as bar:
                 self._run("check", lambda: remote.check(bar))
 
-    def _check_own(self, units: tuple[Unit, ...], reading: Reading, *, keeps: bool) -> None:
+    def _check_own(self, units: tuple[Unit, ...], reading: Reading, size: int, *, keeps: bool) -> None:
         source = self._source
         if source is None or self._talk.rank not in reading.readers or not _are_local(source):
             return
-        size = sum(r.spec.nbytes for u in units for r in u.reads)
         with during("read"), self._progress("check", size) as bar:
             located = self._locate(units, source)
             self._kept = check_sources(located, source, bar, self._config.memory_budget, keeps=keeps)
