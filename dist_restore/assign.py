@@ -47,7 +47,7 @@ def place_of(array: np.ndarray) -> Place:
     return array.ctypes.data, array.nbytes
 
 
-class Write(msgspec.Struct, frozen=True):
+class Write(msgspec.Struct, frozen=True, gc=False):
     """A value for a variable: as for `Assigner.assign`."""
 
     variable: tf.Variable
@@ -55,7 +55,7 @@ class Write(msgspec.Struct, frozen=True):
     crc32c: int
 
 
-class Assigned(msgspec.Struct, frozen=True):
+class Assigned(msgspec.Struct, frozen=True, gc=False):
     """What one variable must hold now.
 
     Attributes:

@@ -7,7 +7,7 @@ import dataclasses
 import msgspec
 
 
-class Leaf(msgspec.Struct, frozen=True):
+class Leaf(msgspec.Struct, frozen=True, gc=False):
     """A variable at a node.
 
     Attributes:
@@ -29,7 +29,7 @@ class LayerName:
     counted: bool
 
 
-class Node(msgspec.Struct, frozen=True):
+class Node(msgspec.Struct, frozen=True, gc=False):
     """One object.
 
     Attributes:

@@ -38,7 +38,7 @@ _NO_STATE = (str, bytes, int, float, bool, type(None), tf.Tensor, tf.DType, tf.T
 _LOOKUPS = (keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization)
 
 
-class LiveLeaf(msgspec.Struct, frozen=True):
+class LiveLeaf(msgspec.Struct, frozen=True, gc=False):
     """A live variable and what the walk knows of it.
 
     Attributes:

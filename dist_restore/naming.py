@@ -58,7 +58,7 @@ MAX_ASKED = 1000
 MAX_PATHS = 6
 
 
-class NamedLeaf(msgspec.Struct, frozen=True):
+class NamedLeaf(msgspec.Struct, frozen=True, gc=False):
     """A variable with its names."""
 
     node: int
@@ -69,7 +69,7 @@ class NamedLeaf(msgspec.Struct, frozen=True):
     slot: Slot | None
 
 
-class _Path(msgspec.Struct, frozen=True):
+class _Path(msgspec.Struct, frozen=True, gc=False):
     """A way from the root to a node.
 
     Attributes:

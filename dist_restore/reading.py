@@ -37,7 +37,7 @@ _LARGE = 256 << 10
 _GAP = 16 << 10
 
 
-class Value(msgspec.Struct, frozen=True):
+class Value(msgspec.Struct, frozen=True, gc=False):
     """What one target gets.
 
     Attributes:
@@ -56,7 +56,7 @@ MakeBlank: TypeAlias = Callable[[Sequence[int], str], Blank | None]
 Values: TypeAlias = list[Value]
 
 
-class Located(msgspec.Struct, frozen=True):
+class Located(msgspec.Struct, frozen=True, gc=False):
     """A unit, and where what it reads lies; None where some of it can only be read by `Source.read`."""
 
     unit: Unit

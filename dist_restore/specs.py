@@ -88,7 +88,9 @@ class AliasKind(str, enum.Enum):
     POSITIONAL = "positional"
 
 
-class Alias(msgspec.Struct, frozen=True):
+# `gc=False`, as all values of which there is one or more for each variable: the search for cycles passes them over, for
+# what is frozen and made of such values has none. 16 bytes less for each, 10 MB of 155 with 50,000 variables.
+class Alias(msgspec.Struct, frozen=True, gc=False):
     """One name of a tensor, and how much it says."""
 
     name: str
@@ -198,7 +200,7 @@ class Place:
     layer_class: str
 
 
-class SourceTensor(msgspec.Struct, frozen=True):
+class SourceTensor(msgspec.Struct, frozen=True, gc=False):
     """One tensor of a checkpoint, as everybody but its `Source` sees it.
 
     Attributes:
@@ -280,7 +282,7 @@ class CheckpointIndex:
         return _fingerprint([f"{t.name}\0{texts.of(t.spec)}\0{t.key}\0{_slot_text(t.slot)}" for t in self.tensors])
 
 
-class TargetVariable(msgspec.Struct, frozen=True):
+class TargetVariable(msgspec.Struct, frozen=True, gc=False):
     """One live variable, as everybody but `targets` and `assign` sees it.
 
     Attributes:

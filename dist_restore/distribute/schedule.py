@@ -15,7 +15,7 @@ from dist_restore.specs import Box, TensorSpec
 from dist_restore.transforms import source_boxes
 
 
-class Read(msgspec.Struct, frozen=True):
+class Read(msgspec.Struct, frozen=True, gc=False):
     """One source tensor of a unit.
 
     Attributes:
@@ -29,7 +29,7 @@ class Read(msgspec.Struct, frozen=True):
     whole: bool
 
 
-class Unit(msgspec.Struct, frozen=True):
+class Unit(msgspec.Struct, frozen=True, gc=False):
     """Entries that are carried out together.
 
     Attributes:

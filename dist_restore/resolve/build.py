@@ -22,7 +22,7 @@ from dist_restore.transforms import (
 )
 
 
-class Choice(msgspec.Struct, frozen=True):
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """Sources and unbound ops for one target, and what decided them.
 
     Attributes:

@@ -22,7 +22,7 @@ from dist_restore.specs import Alias, AliasKind, Group, SourceTensor, TargetVari
 _SEMANTIC = (AliasKind.SEMANTIC,)
 
 
-class Match(msgspec.Struct, frozen=True):
+class Match(msgspec.Struct, frozen=True, gc=False):
     """A source for a target, and what it rests on."""
 
     source: SourceTensor
@@ -49,7 +49,7 @@ class _How(enum.Enum):
     FLAT = "by a name that has lost its separators"
 
 
-class _Claim(msgspec.Struct, frozen=True):
+class _Claim(msgspec.Struct, frozen=True, gc=False):
     """A source that a name of a target points to."""
 
     source: SourceTensor

@@ -26,7 +26,7 @@ from dist_restore.transforms import for_slot, refuses_slot
 _NOT_ZERO = "new elements would begin as zero, by which this optimizer divides where a gradient is zero"
 
 
-class Owner(msgspec.Struct, frozen=True):
+class Owner(msgspec.Struct, frozen=True, gc=False):
     """What was decided for the owner of slots.
 
     Attributes:

@@ -37,7 +37,7 @@ class SliceEntry:
     key: str
 
 
-class BundleEntry(msgspec.Struct, frozen=True):
+class BundleEntry(msgspec.Struct, frozen=True, gc=False):
     """Where one tensor lies.
 
     Attributes:
