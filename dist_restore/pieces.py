@@ -56,13 +56,16 @@ def read_checked(source: DirectSource, name: str, begin: int, size: int, out: np
       size: how many bytes.
       out: an array of so many bytes; or of `SCRATCH` bytes, which are overwritten again and again.
     """
-    crc = 0
-    for start in range(0, size, SCRATCH):
-        count = min(SCRATCH, size - start)
-        chunk = out[start : start + count] if len(out) >= size else out[:count]
-        source.read_stored(name, begin + start, chunk)
-        crc = checksum.extend(crc, chunk)
-    return crc
+    crc = checksum.Running()
+    source.read_parts(name, begin, _parts(size, out.data), crc.extend)
+    return crc.value
+
+
+def _parts(size: int, view: memoryview) -> list[memoryview]:
+    starts = range(0, size, SCRATCH)
+    if len(view) >= size:
+        return [view[start : min(start + SCRATCH, size)] for start in starts]
+    return [view[: min(SCRATCH, size - start)] for start in starts]
 
 
 def require_checksum(source: Source, name: str, stored: Stored, crc: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 import random
+from collections.abc import Sequence
 
 import hypothesis.strategies as st
 import msgspec
@@ -21,6 +22,7 @@ from dist_restore.joining import Joining, is_joined
 from dist_restore.pieces import PIECE, SCRATCH
 from dist_restore.sources import checksum
 from dist_restore.sources.base import Stored
+from dist_restore.sources.files import Seen
 
 FILE = "file"
 
@@ -44,6 +46,12 @@ class Tensors:
         assert begin + out.size <= place.size
         self.requests.append((name, begin, out.size))
         out[...] = np.frombuffer(self.data, np.uint8, out.size, place.offset + begin)
+
+    def read_parts(self, name: str, begin: int, parts: Sequence[memoryview], seen: Seen) -> None:
+        for part in parts:
+            self.read_stored(name, begin, np.frombuffer(part, np.uint8))
+            seen(part)
+            begin += len(part)
 
     def check(self, name: str) -> int:
         place = self.places[name]

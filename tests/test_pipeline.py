@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import os
 import pathlib
 import threading
 import time
@@ -395,3 +396,29 @@ def test_checksums_of_two_parts_join_to_that_of_the_whole(size: int) -> None:
     first, second = checksum.extend(0, data[:1500]), checksum.extend(0, data[1500:])
     assert checksum.combine(first, second, size) == checksum.extend(0, data)
     assert checksum.unmask(checksum.mask(first)) == first
+
+
+@pytest.mark.parametrize("cut", [0, 1, 1 << 20, (1 << 20) + 1])
+def test_parts_are_shown_once_they_are_filled_and_a_short_file_is_named(tmp_path: pathlib.Path, cut: int) -> None:
+    values = {"large": VALUES["several_pieces"]}
+    path = save(tmp_path, values)
+    source = open_checkpoint(path)
+    place = source.stored("large")
+    data = tmp_path / "ckpt.data-00000-of-00001"
+    raw = data.read_bytes()
+    os.truncate(data, place.offset + place.size - cut)
+    out, shown = np.zeros(place.size, np.uint8), list[int]()
+    parts = [out.data[i : i + (1 << 20)] for i in range(0, place.size, 1 << 20)]
+
+    def seen(part: memoryview) -> None:
+        begin = sum(shown)
+        assert bytes(part) == raw[place.offset + begin : place.offset + begin + len(part)]
+        shown.append(len(part))
+
+    if cut:
+        with pytest.raises(CheckpointCorruptError, match=f"large.*{place.size} bytes.*{place.size - cut} bytes"):
+            source.read_parts("large", 0, parts, seen)
+    else:
+        source.read_parts("large", 0, parts, seen)
+    assert shown == [1 << 20] * ((place.size - cut) >> 20)
+    source.close()

@@ -6,11 +6,13 @@ that tells formats apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
 
+from dist_restore.sources.files import Seen
 from dist_restore.specs import Box, CheckpointIndex
 
 
@@ -89,6 +91,12 @@ class DirectSource(Source, Protocol):
 
         Raises:
           CheckpointCorruptError: the file ends too early.
+        """
+
+    def read_parts(self, name: str, begin: int, parts: Sequence[memoryview], seen: Seen) -> None:
+        """As `read_stored` for parts of bytes that lie one behind the other; each is shown to `seen` once it is filled.
+
+        One call for many parts: a call for each costs 7 us of its thread's time, among threads that empty the caches.
         """
 
 

@@ -23,7 +23,7 @@ from dist_restore.sources.bundle_index import (
     parse_entries,
     parse_header,
 )
-from dist_restore.sources.files import read_all
+from dist_restore.sources.files import Seen, read_all
 from dist_restore.sources.shards import Shards
 from dist_restore.sources.table import CompressedTableError, read_table
 from dist_restore.sources.tf_reader import UNKNOWN_SHARD, TfReader
@@ -154,6 +154,10 @@ class Bundle:
     def read_stored(self, key: str, begin: int, out: np.ndarray) -> None:
         """See `DirectSource.read_stored`."""
         self._shards.read(self.entries[key], begin, out)
+
+    def read_parts(self, key: str, begin: int, parts: Sequence[memoryview], seen: Seen) -> None:
+        """See `DirectSource.read_parts`."""
+        self._shards.read_parts(self.entries[key], begin, parts, seen)
 
     def read_bytes_string(self, key: str) -> bytes:
         """Reads a scalar string tensor, such as the object graph.

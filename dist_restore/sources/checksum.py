@@ -16,6 +16,21 @@ def extend(crc: int, data: bytes | memoryview | np.ndarray) -> int:
     return crc32.iscsi(data.data if isinstance(data, np.ndarray) else data, crc)
 
 
+class Running:
+    """The CRC32C of all that it was shown, in order.
+
+    Attributes:
+      value: so far.
+    """
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def extend(self, data: memoryview) -> None:
+        """Adds bytes."""
+        self.value = crc32.iscsi(data, self.value)
+
+
 def mask(crc: int) -> int:
     """The form in which files hold a checksum, so that a checksum over checksums is not degenerate."""
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF

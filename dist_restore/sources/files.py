@@ -5,14 +5,17 @@ The only place under `sources` that touches a file system. Knows nothing of what
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias, TypeVar
 
 from dist_restore.errors import CheckpointNotFoundError, RestoreError
 
 _T = TypeVar("_T")
+# Looks at bytes that have just been read, and are in the cache still.
+Seen: TypeAlias = Callable[[memoryview], None]
 
 
 class File(Protocol):
@@ -24,6 +27,13 @@ class File(Protocol):
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fills the buffer from `offset` on; returns how many bytes there were, fewer only at the file's end."""
+
+    def read_parts(self, offset: int, parts: Sequence[memoryview], seen: Seen) -> int:
+        """Fills the parts with what lies one behind the other from `offset` on, and shows each to `seen` at once.
+
+        Returns:
+          How many bytes there were, fewer only at the file's end.
+        """
 
     def close(self) -> None:
         """Gives back the handles."""
@@ -104,10 +114,24 @@ class _LocalFile:
     def read_into(self, buffer: memoryview, offset: int) -> int:
         return _call(self.path, lambda: _read_fully(self._handle, buffer, offset))
 
+    def read_parts(self, offset: int, parts: Sequence[memoryview], seen: Seen) -> int:
+        return _call(self.path, lambda: _read_parts(functools.partial(_read_fully, self._handle), offset, parts, seen))
+
     def close(self) -> None:
         handle, self._handle = self._handle, -1
         if handle >= 0:
             os.close(handle)
+
+
+def _read_parts(read: Callable[[memoryview, int], int], offset: int, parts: Sequence[memoryview], seen: Seen) -> int:
+    done = 0
+    for part in parts:
+        count = read(part, offset + done)
+        done += count
+        if count < len(part):
+            break
+        seen(part)
+    return done
 
 
 def _read_fully(handle: int, buffer: memoryview, offset: int) -> int:
@@ -137,6 +161,9 @@ class _RemoteFile:
         buffer[: len(data)] = data
         self._put_back(handle)
         return len(data)
+
+    def read_parts(self, offset: int, parts: Sequence[memoryview], seen: Seen) -> int:
+        return _read_parts(self.read_into, offset, parts, seen)
 
     def close(self) -> None:
         with self._lock:

@@ -61,13 +61,21 @@ class DataFile:
         Raises:
           CheckpointCorruptError: the file ends earlier.
         """
+        self.fill_parts(offset, (out.data,), lambda part: None)
+
+    def fill_parts(self, offset: int, parts: Sequence[memoryview], seen: files.Seen) -> None:
+        """See `DirectSource.read_parts`.
+
+        Raises:
+          CheckpointCorruptError: the file ends earlier.
+        """
         if self._file is None:
             raise RestoreError(f"{self.path}: read after the checkpoint was closed")
-        count = self._file.read_into(out.data, offset)
+        count, wanted = self._file.read_parts(offset, parts, seen), sum(map(len, parts))
         self.count(count)
-        if count < len(out):
+        if count < wanted:
             raise CheckpointCorruptError(
-                f"{self.path}: expected {len(out)} bytes from byte {offset} on, found {count}: the file is truncated. "
+                f"{self.path}: expected {wanted} bytes from byte {offset} on, found {count}: the file is truncated. "
                 "Copy it again, or use another checkpoint."
             )
 
@@ -195,6 +203,13 @@ class ReaderSource:
         assert isinstance(reader, RawTensor)
         with _named(name):
             reader.file.fill(reader.offset + begin, out)
+
+    def read_parts(self, name: str, begin: int, parts: Sequence[memoryview], seen: files.Seen) -> None:
+        """See `DirectSource.read_parts`."""
+        reader = self._readers[name]
+        assert isinstance(reader, RawTensor)
+        with _named(name):
+            reader.file.fill_parts(reader.offset + begin, parts, seen)
 
     def close(self) -> None:
         """See `Source.close`."""

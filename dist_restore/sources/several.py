@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -25,6 +25,7 @@ from dist_restore.errors import (
     UnsupportedFormatError,
 )
 from dist_restore.sources.base import DirectSource, ObjectSource, Source, Stored
+from dist_restore.sources.files import Seen
 from dist_restore.specs import Alias, Box, CheckpointIndex, OptimizerInfo, Part, SourceTensor, in_part
 
 FORMAT = "several"
@@ -91,6 +92,12 @@ class SeveralSources:
         part, own = split(name)
         with _told_of(part):
             self._direct[part].read_stored(own, begin, out)
+
+    def read_parts(self, name: str, begin: int, parts: Sequence[memoryview], seen: Seen) -> None:
+        """See `DirectSource.read_parts`."""
+        part, own = split(name)
+        with _told_of(part):
+            self._direct[part].read_parts(own, begin, parts, seen)
 
     def object_place(self, name: str) -> tuple[str, tuple[str, ...]]:
         """See `ObjectSource.object_place`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -55,6 +56,17 @@ class Shards:
         self.count(count)
         if count < len(buffer):
             raise self.corrupt(entry, f"{len(buffer)} bytes from byte {entry.offset + begin} on", f"{count} bytes")
+
+    def read_parts(self, entry: BundleEntry, begin: int, parts: Sequence[memoryview], seen: files.Seen) -> None:
+        """See `DirectSource.read_parts`.
+
+        Raises:
+          CheckpointCorruptError: as `read`.
+        """
+        count, wanted = self._file(entry.shard).read_parts(entry.offset + begin, parts, seen), sum(map(len, parts))
+        self.count(count)
+        if count < wanted:
+            raise self.corrupt(entry, f"{wanted} bytes from byte {entry.offset + begin} on", f"{count} bytes")
 
     def gap(self, shard: int) -> int:
         """Unwanted bytes up to which reading on is faster than another request."""

@@ -7,7 +7,7 @@ are stored under `optimizer/_trainable_variables/N`, because the shorter path wi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from dist_restore.naming import NamedLeaf, name_graph
 from dist_restore.sources.base import Stored
 from dist_restore.sources.bundle import Bundle
 from dist_restore.sources.bundle_index import BundleEntry
+from dist_restore.sources.files import Seen
 from dist_restore.sources.object_states import State, edges_of, state_at
 from dist_restore.sources.tf1_slots import with_slots
 from dist_restore.specs import Alias, AliasKind, Box, CheckpointIndex, OptimizerInfo, SourceTensor
@@ -103,6 +104,11 @@ class TfCheckpoint:
         """See `DirectSource.read_stored`."""
         with _named(name):
             self._bundle.read_stored(self._keys[name], begin, out)
+
+    def read_parts(self, name: str, begin: int, parts: Sequence[memoryview], seen: Seen) -> None:
+        """See `DirectSource.read_parts`."""
+        with _named(name):
+            self._bundle.read_parts(self._keys[name], begin, parts, seen)
 
     def object_place(self, name: str) -> tuple[str, tuple[str, ...]]:
         """See `ObjectSource.object_place`."""
