@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pathlib
 import signal
 import time
 from collections.abc import Iterator
@@ -158,13 +159,33 @@ RULES = [dr.Rule(from_="model/first/kernel", to="model/first/kernel", ops=(Scale
 
 
 def fault(
-    strategy: tf.distribute.Strategy, *, path: str, kind: str, phase: str, culprit: int, reads: str, timeout: float
+    strategy: tf.distribute.Strategy,
+    *,
+    path: str,
+    kind: str,
+    phase: str,
+    culprit: int,
+    reads: str,
+    timeout: float,
+    folder: str,
 ) -> None:
     """Restores, while something happens to one worker in one phase; whoever gets through trains on, and says so."""
     checkpoint = build(strategy)
+    _wait_for_all(strategy, pathlib.Path(folder))
     with _trouble(strategy, kind, phase, culprit):
         _restorer(checkpoint, reads, timeout).restore(path)
     print(f"TRAINS ON {step(strategy, checkpoint)}", flush=True)
+
+
+def _wait_for_all(strategy: tf.distribute.Strategy, folder: pathlib.Path) -> None:
+    """Until all workers have built their variables: by files, which outlive a worker that is killed.
+
+    The chief broadcasts first values, and a chief that is killed at once may take the last of them along.
+    """
+    resolver = strategy.cluster_resolver
+    (folder / str(resolver.task_id)).touch()
+    while len(list(folder.iterdir())) < resolver.cluster_spec().num_tasks("worker"):
+        time.sleep(0.01)
 
 
 def exceptions(strategy: tf.distribute.Strategy, *, path: str, reads: list[str]) -> list[dict[str, Any]]:

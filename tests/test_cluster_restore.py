@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import tempfile
 from typing import Any
 
 import pytest
@@ -191,7 +192,8 @@ def run_fault(kind: str, phase: str, culprit: int, path: str, survivors: int) ->
     reads = "sharded" if (programs.PHASES.index(phase) + culprit) % 2 else "every_worker"
     reads = "sharded" if phase in ("read", "transform", "assign") else reads
     arguments = {"path": path, "kind": kind, "phase": phase, "culprit": culprit, "reads": reads, "timeout": TIMEOUT}
-    return run_cluster(programs.fault, 3, survivors=survivors, **arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        return run_cluster(programs.fault, 3, survivors=survivors, folder=folder, **arguments)
 
 
 # Reading, transforming and assigning overlap: who hears nothing more of a worker cannot say in which it was, and one
