@@ -26,6 +26,7 @@ from dist_restore.reading import Located, locate
 from dist_restore.report.progress import progress
 from dist_restore.sources.base import Stored
 from dist_restore.sources.open import open_checkpoint
+from memory import anonymous
 
 SIZES = {"bias": 1000, "large": 3_000_000, "larger": 4_000_000, "kernel": 500_000}  # elements of float32
 NBYTES = {name: 4 * size for name, size in SIZES.items()}
@@ -226,12 +227,6 @@ def print_peak(path: str, budget: int, *sizes: int) -> None:
     thread.join()
     assert all((variable.numpy() == i + 1).all() for i, variable in enumerate(live))
     print(peak[0] - before)
-
-
-def anonymous() -> int:
-    """Bytes of anonymous memory that this process has in RAM."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
 
 def test_a_file_that_changes_between_the_passes_is_found_for_what_is_read_again(

@@ -20,6 +20,7 @@ from dist_restore.host_memory import _ENOUGH
 from dist_restore.pipeline import Work
 from dist_restore.reading import Values
 from dist_restore.spares import Spares
+from memory import anonymous
 
 SHAPE = (300, 400)
 SIZE = 4 * 300 * 400
@@ -28,6 +29,19 @@ SIZE = 4 * 300 * 400
 @pytest.fixture(autouse=True)
 def no_size_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dist_restore.spares._LEAST", 1)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[int]:
+    """Calls a function or method as before; the list grows by one for each call."""
+    calls: list[int] = []
+    original = getattr(owner, name)
+
+    def call(*args: object) -> object:
+        calls.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, call)
+    return calls
 
 
 def address(blank: host_memory.Blank) -> int:
@@ -213,14 +227,7 @@ def test_what_is_in_flight_and_what_waits_are_within_the_budget_together(
 
 
 def test_where_all_old_values_are_held_no_more_of_them_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
-    original = host_memory.Replacer._alone
-
-    def alone(self: host_memory.Replacer, tensors: list[tf.Tensor]) -> host_memory.Blank | None:
-        tried.append(1)
-        return original(self, tensors)
-
-    monkeypatch.setattr(host_memory.Replacer, "_alone", alone)
+    tried = counted(monkeypatch, host_memory.Replacer, "_alone")
     spares = Spares(1 << 30)
     variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(_ENOUGH + 2)]
     held = [variable.read_value() for variable in variables[:_ENOUGH]]
@@ -318,14 +325,7 @@ def test_a_variable_that_was_updated_by_rows_is_restored_too(tmp_path: pathlib.P
 
 
 def test_old_values_are_won_together_when_one_of_their_size_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    won: list[int] = []
-    original = host_memory.Replacer.win
-
-    def win(self: host_memory.Replacer, tensors: list[tf.Tensor]) -> host_memory.Blank | None:
-        won.append(1)
-        return original(self, tensors)
-
-    monkeypatch.setattr(host_memory.Replacer, "win", win)
+    won = counted(monkeypatch, host_memory.Replacer, "win")
     spares = Spares(1 << 30)
     variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(3)]
     blanks = [host_memory.blank(SHAPE, "float32") for _ in variables]
@@ -414,12 +414,6 @@ def test_lent_memory_goes_back_to_the_system() -> None:
     assert anonymous() - before < 0.1 * size
 
 
-def anonymous() -> int:
-    """Bytes of anonymous memory that this process has in RAM."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
-
-
 def test_where_an_update_does_not_copy_what_is_held_no_old_memory_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     # As if another TensorFlow left a variable alone that is asked for an update of no rows.
     original = pywrap_tfe.TFE_Py_FastPathExecute
@@ -452,9 +446,7 @@ def test_nothing_is_lent_once_old_values_have_all_been_held() -> None:
 def test_only_variables_that_leave_their_memory_are_lent_some(
     plain: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lent: list[object] = []
-    original = host_memory.lent
-    monkeypatch.setattr(host_memory, "lent", lambda *args: lent.append(1) or original(*args))
+    lent = counted(monkeypatch, host_memory, "lent")
     prefix = tf.train.Checkpoint(weight=tf.Variable(tf.ones(SHAPE))).write(str(tmp_path / "ckpt"))
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
@@ -491,9 +483,7 @@ def test_a_variable_that_copies_what_it_gets_takes_the_memory_all_the_same(lent:
 def test_one_variable_that_leaves_no_memory_is_enough_to_lend_none(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lent: list[object] = []
-    original = host_memory.lent
-    monkeypatch.setattr(host_memory, "lent", lambda *args: lent.append(1) or original(*args))
+    lent = counted(monkeypatch, host_memory, "lent")
     saved = {name: tf.Variable(tf.ones(SHAPE, tf.float16)) for name in ("plain", "other")}
     prefix = tf.train.Checkpoint(**saved).write(str(tmp_path / "ckpt"))
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():

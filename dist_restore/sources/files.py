@@ -18,6 +18,10 @@ _T = TypeVar("_T")
 Seen: TypeAlias = Callable[[memoryview], None]
 
 
+def unseen(part: memoryview) -> None:
+    """For `read_parts`, where nobody looks."""
+
+
 class File(Protocol):
     """A file opened for reading. All methods may be called by several threads at once."""
 

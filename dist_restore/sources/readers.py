@@ -61,7 +61,7 @@ class DataFile:
         Raises:
           CheckpointCorruptError: the file ends earlier.
         """
-        self.fill_parts(offset, (out.data,), lambda part: None)
+        self.fill_parts(offset, (out.data,), files.unseen)
 
     def fill_parts(self, offset: int, parts: Sequence[memoryview], seen: files.Seen) -> None:
         """See `DirectSource.read_parts`.

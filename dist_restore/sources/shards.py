@@ -52,10 +52,7 @@ class Shards:
         Raises:
           CheckpointCorruptError: the file ends earlier; it has become shorter since its size was checked.
         """
-        count = self._file(entry.shard).read_into(buffer.data, entry.offset + begin)
-        self.count(count)
-        if count < len(buffer):
-            raise self.corrupt(entry, f"{len(buffer)} bytes from byte {entry.offset + begin} on", f"{count} bytes")
+        self.read_parts(entry, begin, (buffer.data,), files.unseen)
 
     def read_parts(self, entry: BundleEntry, begin: int, parts: Sequence[memoryview], seen: files.Seen) -> None:
         """See `DirectSource.read_parts`.
