@@ -13,7 +13,7 @@
 README.md takes it from there; every error is a `RestoreError` that says what to do.
 """
 
-from dist_restore.entries import Coverage, PlanEntry, Status
+from dist_restore.entries import Coverage, PlanEntry, Proof, Status
 from dist_restore.errors import (
     AmbiguousMatchError,
     CheckpointCorruptError,
@@ -50,6 +50,7 @@ __all__ = [
     "DtypeMismatchError",
     "PlanEntry",
     "PlanMismatchError",
+    "Proof",
     "RestoreError",
     "RestorePlan",
     "RestoreReport",

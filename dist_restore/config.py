@@ -21,6 +21,13 @@ class Unmatched(str, enum.Enum):
     KEEP = "keep"
 
 
+class Order(str, enum.Enum):
+    """What becomes of targets for which only the order among equals speaks."""
+
+    ACCEPT = "accept"
+    REFUSE = "refuse"
+
+
 class Reads(str, enum.Enum):
     """Which workers read the files."""
 
@@ -48,6 +55,7 @@ class RestoreConfig:
     Attributes:
       matching: see `Matching`.
       unmatched: see `Unmatched`.
+      order: see `Order`.
       reads: see `Reads`.
       verify: see `Verify`.
       memory_budget: bytes of tensors in flight per worker; a larger tensor passes alone.
@@ -59,6 +67,7 @@ class RestoreConfig:
 
     matching: Matching = Matching.EXACT
     unmatched: Unmatched = Unmatched.ERROR
+    order: Order = Order.ACCEPT
     reads: Reads = Reads.AUTO
     verify: Verify = Verify.REPLICAS
     memory_budget: int = 256 << 20

@@ -50,6 +50,26 @@ class Problem(str, enum.Enum):
     DTYPE = "dtype"
 
 
+class Proof(str, enum.Enum):
+    """What a filled entry rests on.
+
+    Attributes:
+      NONE: nothing fills the target.
+      RULE: a rule says so.
+      NAME: names that somebody chose are equal.
+      STRUCTURE: no name says otherwise, and the place in the object graph is like no other one.
+      OUTPUTS: the outputs of the old model.
+      ORDER: only the order among equals; no proof.
+    """
+
+    NONE = ""
+    RULE = "rule"
+    NAME = "name"
+    STRUCTURE = "structure"
+    OUTPUTS = "outputs"
+    ORDER = "order"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlanEntry:
     """What one target variable gets.
@@ -69,6 +89,7 @@ class PlanEntry:
       problem: why a restore is refused; `Problem.NONE` when it is not.
       candidates: nearest source names, best first, when there is a problem.
       unchecked: source names of which only a part is read, so that no checksum covers it.
+      proof: what kind of evidence the entry rests on; `Proof.ORDER` is none.
     """
 
     target: str
@@ -85,6 +106,7 @@ class PlanEntry:
     problem: Problem = Problem.NONE
     candidates: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
+    proof: Proof = Proof.NONE
 
     @property
     def filled(self) -> bool:

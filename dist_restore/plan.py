@@ -12,14 +12,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from dist_restore.entries import Coverage, PlanEntry, Problem, Status, Unused, Use, filled_bytes
+from dist_restore.entries import Coverage, PlanEntry, Problem, Proof, Status, Unused, Use, filled_bytes
 from dist_restore.errors import PlanMismatchError, RestoreError
 from dist_restore.specs import Group, TensorSpec
 from dist_restore.tables import TableRow, escape_text, plan_table
 from dist_restore.transforms import describe, dump_op, parse_op
 
 # Raised when the meaning of a field changes; a reader refuses what it does not know.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -157,6 +157,7 @@ def _encode_entry(entry: PlanEntry) -> dict[str, object]:
         "problem": entry.problem.value,
         "candidates": list(entry.candidates),
         "unchecked": list(entry.unchecked),
+        "proof": entry.proof.value,
     }
 
 
@@ -210,6 +211,7 @@ def _decode_entry(fields: dict[str, object]) -> PlanEntry:
         problem=Problem(fields["problem"]),
         candidates=_texts(fields["candidates"]),
         unchecked=_texts(fields["unchecked"]),
+        proof=Proof(fields["proof"]),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from dist_restore.collecting import uncollected
-from dist_restore.config import Matching, Reads, RestoreConfig, Unmatched, Verify, choice
+from dist_restore.config import Matching, Order, Reads, RestoreConfig, Unmatched, Verify, choice
 from dist_restore.plan import RestorePlan
 from dist_restore.report.report import RestoreReport
 from dist_restore.resolve.rules import RuleSet, RulesLike
@@ -26,6 +26,8 @@ class DistributedRestorer:
       strategy: where the variables live; taken from the variables when None.
       matching: `exact` accepts rules, equal names and what follows from them. `auto` is not built yet.
       unmatched: `error` refuses targets that nothing fills; `keep` lets them keep their present value.
+      order: `accept` fills what rests on the order of equal layers alone, where neither side has a name, and says so
+        in the plan; `refuse` refuses it.
       reads: which workers read the files: `every_worker`, `chief`, `sharded` (each a share, once), or `auto`, which
         measures and says why; all modes are the same for a single worker.
       verify: `none`, `checksum` (every byte that is read against the stored checksum, before anything changes), or
@@ -49,6 +51,7 @@ class DistributedRestorer:
         strategy: tf.distribute.Strategy | None = None,
         matching: str = "exact",
         unmatched: str = "error",
+        order: str = "accept",
         reads: str = "auto",
         verify: str = "replicas",
         memory_budget: int = 256 << 20,
@@ -62,6 +65,7 @@ class DistributedRestorer:
         self._config = RestoreConfig(
             matching=choice(Matching, matching, "matching"),
             unmatched=choice(Unmatched, unmatched, "unmatched"),
+            order=choice(Order, order, "order"),
             reads=choice(Reads, reads, "reads"),
             verify=choice(Verify, verify, "verify"),
             memory_budget=memory_budget,

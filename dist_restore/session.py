@@ -13,7 +13,7 @@ from absl import logging
 
 from dist_restore.agreement import require_checkpoint, require_targets
 from dist_restore.assign import Assigned, Assigner
-from dist_restore.config import Reads, RestoreConfig, Unmatched, Verify
+from dist_restore.config import Order, Reads, RestoreConfig, Unmatched, Verify
 from dist_restore.distribute.communicator import communicator_for
 from dist_restore.distribute.schedule import Unit, make_units
 from dist_restore.distribute.sharing import make_schedule
@@ -141,7 +141,9 @@ class Session:
         self._path = resolve_path(path)
         source = self._open()
         options = Options(
-            keep_unmatched=self._config.unmatched is Unmatched.KEEP, verify_slices=self._config.verify_slices
+            keep_unmatched=self._config.unmatched is Unmatched.KEEP,
+            verify_slices=self._config.verify_slices,
+            refuse_order=self._config.order is Order.REFUSE,
         )
         return given or resolve(source.index(), targets.index, self._rules, options)
 

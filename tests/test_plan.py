@@ -9,7 +9,7 @@ import math
 import pytest
 
 from build import entry, plan
-from dist_restore.entries import Coverage, PlanEntry, Status, Tally, Unused
+from dist_restore.entries import Coverage, PlanEntry, Proof, Status, Tally, Unused
 from dist_restore.errors import PlanMismatchError
 from dist_restore.plan import SCHEMA_VERSION, RestorePlan
 from dist_restore.specs import Group, TensorSpec
@@ -89,13 +89,14 @@ ENTRY_CHANGES: dict[str, object] = {
     "problem": "dtype",
     "candidates": ("x",),
     "unchecked": ("x",),
+    "proof": "order",
 }
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(PlanEntry)])
 def test_every_field_of_an_entry_counts_in_the_digest(field: str) -> None:
     done = example()
-    changed = dict(ENTRY_CHANGES, problem=type(done.entries[0].problem).DTYPE)
+    changed = dict(ENTRY_CHANGES, problem=type(done.entries[0].problem).DTYPE, proof=Proof.ORDER)
     first = dataclasses.replace(entry(done, "m/new"), **{field: changed[field]})  # type: ignore[arg-type]
     others = tuple(e for e in done.entries if e.target != "m/new")
     before = dataclasses.replace(done, entries=(entry(done, "m/new"), *others))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dist_restore.entries import PlanEntry, Problem, Status
+from dist_restore.entries import PlanEntry, Problem, Proof, Status
 from dist_restore.errors import DtypeMismatchError, RuleError, ShapeMismatchError
 from dist_restore.specs import SourceTensor, TargetVariable, TensorSpec
 from dist_restore.transforms import (
@@ -31,6 +31,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
       evidence: what decided, for `PlanEntry.evidence`.
       part: which of several targets of one rule this is.
       parts: how many there are.
+      proof: which kind of evidence that is.
     """
 
     sources: tuple[SourceTensor, ...]
@@ -38,6 +39,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     evidence: str = ""
     part: int = 0
     parts: int = 1
+    proof: Proof = Proof.RULE
 
 
 def build_entry(target: TargetVariable, choice: Choice) -> PlanEntry:
@@ -154,6 +156,7 @@ def _copy(target: TargetVariable, choice: Choice) -> PlanEntry:
         (spec,),
         target.group,
         spec.elements,
+        proof=choice.proof,
     )
 
 
@@ -172,6 +175,7 @@ def _entry(target: TargetVariable, choice: Choice, ops: tuple[Op, ...], specs: t
         source_specs=specs,
         group=target.group,
         elements=filled,
+        proof=choice.proof,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from dist_restore.entries import Proof
 from dist_restore.resolve.alignment import PATH_KINDS, Alignment, align
 from dist_restore.resolve.families import Lists, template_of_counted, template_of_flat
 from dist_restore.resolve.names import Side, own_names
@@ -23,10 +24,11 @@ _SEMANTIC = (AliasKind.SEMANTIC,)
 
 
 class Match(msgspec.Struct, frozen=True, gc=False):
-    """A source for a target, and what it rests on."""
+    """A source for a target, and what it rests on: in words, and which kind of evidence that is."""
 
     source: SourceTensor
     evidence: str
+    proof: Proof = Proof.NAME
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -41,10 +41,12 @@ class Options:
     Attributes:
       keep_unmatched: whether a target that nothing fills may keep its value.
       verify_slices: whether tensors of which little is needed are read whole, to be checked.
+      refuse_order: whether what rests on order alone is ambiguous.
     """
 
     keep_unmatched: bool = False
     verify_slices: bool = False
+    refuse_order: bool = False
 
 
 @uncollected()
@@ -153,7 +155,7 @@ class _Resolution:
         doubt = self._state.doubt(variable, outcome.source)
         if doubt:
             return Owner(self._unfilled(variable, Conflict((outcome.source,), doubt)), None)
-        return self._filled(variable, Choice((outcome.source,), (), outcome.evidence))
+        return self._filled(variable, Choice((outcome.source,), (), outcome.evidence, proof=outcome.proof))
 
     def _filled(self, variable: TargetVariable, choice: Choice) -> Owner:
         entry = build_entry(variable, choice)
