@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import msgspec
 
@@ -45,3 +46,16 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     layer: LayerName | None = None
     family: str = ""
     slots: tuple[tuple[int, str, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """What one side consists of, as TensorFlow tracks it: evidence that names, which are made from it, may have lost.
+
+    Attributes:
+      nodes: the objects; the root is node 0. Of live objects only the edges that TensorFlow saves.
+      names: node -> canonical name of the variable there.
+    """
+
+    nodes: tuple[Node, ...]
+    names: Mapping[int, str]

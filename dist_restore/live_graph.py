@@ -74,11 +74,19 @@ class LiveLeaf(msgspec.Struct, frozen=True, gc=False):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LiveGraph:
-    """Nodes for `naming.name_graph`, what is restored at each that has anything, and whether the root has no name."""
+    """What a walk found.
+
+    Attributes:
+      nodes: for `naming.name_graph`.
+      leaves: what is restored at each node that has anything.
+      bare: whether the root has no name.
+      tracked: the nodes as a checkpoint of them would have them: edges that TensorFlow saves, and its own full names.
+    """
 
     nodes: tuple[Node, ...]
     leaves: Mapping[int, LiveLeaf]
     bare: bool
+    tracked: tuple[Node, ...]
 
 
 def walk(root: object, strategy: tf.distribute.Strategy | None) -> LiveGraph:
@@ -172,7 +180,8 @@ class _Walker:
         stateless = {i for i, o in self._others if not is_stateful(o)}
         leaves = {i: facts.leaf(i) for i in range(len(self._objects)) if i not in stateless}
         nodes = tuple([self._node(i, leaves.get(i)) for i in range(len(self._objects))])
-        return LiveGraph(nodes, leaves, bare=_is_bare(root))
+        tracked = tuple([self._tracked(i, node) for i, node in enumerate(nodes)])
+        return LiveGraph(nodes, leaves, _is_bare(root), tracked)
 
     def _number(self, item: object) -> int:
         item = item.value if isinstance(item, keras.Variable) else item  # as `_unwrap`, without its call
@@ -191,6 +200,15 @@ class _Walker:
         layer = LayerName(item.name, _is_counted(item)) if isinstance(item, self._layers) else None
         family = type(item).__name__.lower() if _is_optimizer(item) else ""
         return Node(edges, leaf, layer, family, self._slots.get(index, ()))
+
+    def _tracked(self, index: int, node: Node) -> Node:
+        if node.leaf is not None:
+            name = str(getattr(self._objects[index], "name", "")).partition(":")[0]
+            if name == node.leaf.full_name or not name:
+                return node
+            return msgspec.structs.replace(node, leaf=Leaf(node.leaf.key, name))
+        edges = tuple([(name, child) for name, child, tracked in self._edges[index] if tracked])
+        return node if len(edges) == len(node.edges) else msgspec.structs.replace(node, edges=edges)
 
 
 def _refuse_uncalled(objects: Sequence[object]) -> None:

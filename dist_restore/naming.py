@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from dist_restore import keras2_slots
+from dist_restore.automatic_names import looks_automatic
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.graph import LayerName, Leaf, Node
 from dist_restore.graph_optimizers import OptimizerNode, find_optimizers, state_of_keras_2
@@ -116,7 +117,7 @@ def name_graph(nodes: Sequence[Node]) -> tuple[tuple[NamedLeaf, ...], tuple[Opti
     paths = _best_paths(nodes)
     optimizers = tuple(find_optimizers(nodes))
     _add_slots_without_edges(optimizers, paths)
-    flat = _flat_names(nodes, optimizers)
+    flat = flat_names(nodes, optimizers)
     leaves = {
         i: _name_leaf(i, node.leaf, paths[i], flat.get(i))
         for i, node in enumerate(nodes)
@@ -326,7 +327,7 @@ def _layer_name_of_keras_2(nodes: Sequence[Node], index: int) -> LayerName | Non
         for leaf, depth in _leaves_below(nodes, index)
     }
     name = names.pop() if len(names) == 1 else ""
-    return LayerName(name, counted=False) if name else None
+    return LayerName(name, looks_automatic(name)) if name else None
 
 
 def _sibling_names(names: Mapping[int, LayerName | None]) -> dict[int, LayerName]:
@@ -342,7 +343,7 @@ def _infer_layer_name(nodes: Sequence[Node], index: int) -> LayerName | None:
         if len(guesses) > 1:
             return None
     guess = guesses.pop() if guesses else ""
-    return LayerName(guess, counted=False) if guess else None
+    return LayerName(guess, looks_automatic(guess)) if guess else None
 
 
 def _layer_segment(full_name: str, depth: int) -> str:
@@ -385,7 +386,7 @@ def _add_slots_without_edges(optimizers: Iterable[OptimizerNode], paths: dict[in
                 paths[slot] = [msgspec.structs.replace(paths[owner][0], text=text, raw=text, kind=AliasKind.SEMANTIC)]
 
 
-def _flat_names(nodes: Sequence[Node], optimizers: Iterable[OptimizerNode]) -> dict[int, str]:
+def flat_names(nodes: Sequence[Node], optimizers: Iterable[OptimizerNode]) -> dict[int, str]:
     """Owner -> the flattened path that its slots' names give away, where they agree."""
     guesses: dict[int, set[str]] = collections.defaultdict(set)
     for optimizer in optimizers:

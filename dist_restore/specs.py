@@ -16,6 +16,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from dist_restore.graph import Scene
+
 # Bytes per element by TensorFlow's dtype names. Strings have no fixed size and count as 0 here; their bytes
 # are known only to the file.
 ITEM_SIZES: dict[str, int] = {
@@ -261,6 +263,7 @@ class CheckpointIndex:
       optimizers: the optimizers whose slots are among the tensors.
       ignored: `(name, reason)` of stored things that are no tensors of a variable.
       parts: the checkpoints that this one consists of, sorted by name; none where it is a single one.
+      scene: the object graph; None where the file has none.
     """
 
     path: str
@@ -269,6 +272,7 @@ class CheckpointIndex:
     optimizers: tuple[OptimizerInfo, ...] = ()
     ignored: tuple[tuple[str, str], ...] = ()
     parts: tuple[Part, ...] = ()
+    scene: Scene | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -315,10 +319,17 @@ class TargetVariable(msgspec.Struct, frozen=True, gc=False):
 
 @dataclasses.dataclass(frozen=True)
 class TargetIndex:
-    """The live variables, in the order in which they were found; names are unique."""
+    """The live variables, in the order in which they were found; names are unique.
+
+    Attributes:
+      variables: all of them.
+      optimizers: the optimizers whose slots are among them.
+      scene: the object graph; None where there is none.
+    """
 
     variables: tuple[TargetVariable, ...]
     optimizers: tuple[OptimizerInfo, ...] = ()
+    scene: Scene | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @functools.cached_property  # of some 100,000 names, and asked for in several phases
     def fingerprint(self) -> str:

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from dist_restore.errors import RestoreError, UnbuiltModelError
+from dist_restore.graph import Scene
 from dist_restore.live_graph import LiveGraph, LiveLeaf, first_strategy, is_default, walk
 from dist_restore.naming import NamedLeaf, name_graph
 from dist_restore.objects import spec_of
@@ -76,7 +77,9 @@ def find_targets(root: Restorable, strategy: tf.distribute.Strategy | None = Non
     found = [(leaf.name, graph.leaves[leaf.node]) for leaf in leaves]
     handles = tuple([(name, live.variable) for name, live in found if not live.is_stateful])
     objects = tuple([(name, live.variable) for name, live in found if live.is_stateful])
-    return Targets(TargetIndex(variables, optimizers), handles, objects, strategy or common_strategy(handles))
+    scene = Scene(graph.tracked, {leaf.node: leaf.name for leaf in leaves})
+    index = TargetIndex(variables, optimizers, scene)
+    return Targets(index, handles, objects, strategy or common_strategy(handles))
 
 
 def guess_strategy(root: Restorable, strategy: tf.distribute.Strategy | None) -> tf.distribute.Strategy:

@@ -388,12 +388,12 @@ def test_variables_without_any_name_match_by_their_place() -> None:
     ("source", "target", "words"),
     [
         ([nameless(0)], [place("m/a", 0), place("m/b", 1)], "the model has 2"),
-        ([nameless(0), nameless(1)], [place("m/a", 0)], "among 2 variables"),
+        ([nameless(0), nameless(1)], [place("m/a", 0)], "2 variables without a name"),
         ([nameless(0), nameless(1, shape="5")], [place("m/a", 0), place("m/b", 1)], "shapes differ"),
         (
             [nameless(0), place("m/a", 1), place("m/c", 2)],
             [place("m/b", 0), place("m/c", 1), place("m/a", 2)],
-            "position 1 has moved",
+            "names say that others have moved",
         ),
         ([nameless(0, "net_x_w")], [place("m/a", 0, "flat:net_y_w")], "'net_x_w'"),
     ],
@@ -445,41 +445,6 @@ def test_state_without_names_matches_by_its_place_in_an_optimizer_of_the_same_cl
 def test_state_without_names_needs_the_same_optimizer_throughout(source: str, family: str) -> None:
     done = plan(checkpoint(source, {"optimizer": family}), program(STATE, OPTIMIZER))
     assert "optimizer/variables/0" not in filled(done)
-
-
-# ---- Places in Keras' lists of layers --------------------------------------------------------------------
-
-
-def inner(name: str, number: int, shape: str = "4") -> str:
-    return f"model/{name}/w {shape} kind:counted pos:model/_operations/{number}/_layers/0/_w"
-
-
-def outer(number: int, shape: str = "4") -> str:
-    return f"operations/{number}/x/w {shape} kind:positional pos:_operations/{number}/_layers/0/_w"
-
-
-def test_layers_that_nobody_named_match_by_their_place() -> None:
-    done = plan(f"{outer(1)}\n{outer(2)}", f"{inner('f_8/x', 2)}\n{inner('f_7/x', 1)}")
-    assert filled(done) == {"model/f_7/x/w": "operations/1/x/w", "model/f_8/x/w": "operations/2/x/w"}
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        inner("f_7/x", 1),
-        f"{inner('f_7/x', 1)}\n{inner('f_8/x', 2, '5')}",
-        f"{inner('f_7/x', 1)}\n{inner('f_8/y', 2)}",
-        f"{inner('f_7/x', 1)}\n{inner('f_8/x', 2)}\n{inner('f_9/x', 3)}",
-    ],
-)
-def test_lists_of_layers_that_are_not_the_same_are_ambiguous(target: str) -> None:
-    done = plan(f"{outer(1)}\n{outer(2)}", target, keep=True)
-    assert filled(done) == {} and problems(done)["model/f_7/x/w"] == "ambiguous"
-
-
-def test_a_layer_with_a_chosen_name_is_not_matched_by_its_place() -> None:
-    target = f"{inner('enc/x', 2)}\n{inner('dec/x', 1)}".replace("kind:counted", "")
-    assert filled(plan(f"{outer(1)}\n{outer(2)}", target, keep=True)) == {}
 
 
 # ---- Properties ------------------------------------------------------------------------------------------

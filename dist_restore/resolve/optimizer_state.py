@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
-from dist_restore.resolve.matching import Conflict, Match, Outcome
+from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
 from dist_restore.slot_roles import SHADOWS
 from dist_restore.specs import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
 

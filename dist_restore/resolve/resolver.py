@@ -1,7 +1,7 @@
 """Two indexes and the rules -> a plan. Pure: a function of its arguments alone, run by the chief only.
 
-The order of evidence: rules; equal semantic names; root alignment; positions that nothing contradicts; and for
-slots the decision for their owner. What is left is reported with its nearest candidates.
+Rules come first; then the engine of evidence; and for slots the decision for their owner. What is left is reported with
+its nearest candidates.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ from dist_restore.errors import RuleError
 from dist_restore.plan import RestorePlan
 from dist_restore.resolve.apply_rules import Assignment, Decisions, apply_rules
 from dist_restore.resolve.build import Choice, build_entry, unfilled
-from dist_restore.resolve.containers import match_containers
-from dist_restore.resolve.matching import Conflict, Match, Outcome, match_names
-from dist_restore.resolve.names import NameTable, Side
+from dist_restore.resolve.evidence import Case, Conflict, Match, Outcome, match
+from dist_restore.resolve.names import NameTable
 from dist_restore.resolve.nearest import quote
-from dist_restore.resolve.optimizer_state import TF1_STEP, OptimizerState
-from dist_restore.resolve.places import match_places, refuse_other_members
-from dist_restore.resolve.positions import match_positions
+from dist_restore.resolve.optimizer_state import OptimizerState
 from dist_restore.resolve.rules import RuleSet
 from dist_restore.resolve.several import decisions_of, join_outcomes
 from dist_restore.resolve.slots import Owner, SlotResolver, refuse_negative
@@ -101,43 +98,13 @@ class _Resolution:
         if not open_targets:
             return {}
         if not self._sources.parts:
-            return self._match_one(self._sources, self._state, self._decisions, owned, open_targets)
+            return match(Case(self._sources, self._targets, self._state, self._decisions, owned, open_targets))
         outcomes = []
         for part in self._sources.parts:
             state, decisions = OptimizerState(self._targets, part.index), decisions_of(part, self._decisions)
-            outcomes.append((part, self._match_one(part.index, state, decisions, owned, open_targets)))
+            case = Case(part.index, self._targets, state, decisions, owned, open_targets)
+            outcomes.append((part, match(case)))
         return join_outcomes(outcomes, self._sources.tensors, open_targets)
-
-    def _match_one(
-        self,
-        sources: CheckpointIndex,
-        optimizers: OptimizerState,
-        decisions: Decisions,
-        owned: list[TargetVariable],
-        open_targets: list[TargetVariable],
-    ) -> Mapping[str, Outcome]:
-        """What one checkpoint says by itself, whatever there is besides."""
-        taken = decisions.used.keys() | decisions.dropped.keys()
-        free = [t for t in sources.tensors if t.slot is None and t.name not in taken]
-        state = optimizers.match(open_targets, free)
-        if state:
-            open_targets = [v for v in open_targets if v.name not in state]
-            # TF1's step may be wanted twice: as iterations, and by a variable of its own name.
-            matched = {o.source.name for o in state.values() if isinstance(o, Match)} - {TF1_STEP}
-            free = [t for t in free if t.name not in matched]
-        settled = [(n, s.name) for n, a in decisions.assigned.items() for s in a.sources]
-        owners = [t for t in sources.tensors if t.slot is None]
-        found = match_names(Side(open_targets, owned), Side(free, owners), settled)
-        unmatched = frozenset(v.name for v in open_targets if v.name not in found)
-        by_position = match_positions(self._targets, sources, _with_rules(found, decisions), unmatched)
-        found = {**found, **{n: o for n, o in by_position.items() if _is_free(o, decisions)}}
-        used = {o.source.name for o in found.values() if isinstance(o, Match)}
-        by_place = match_containers(
-            [v for v in open_targets if v.name not in found], [t for t in free if t.name not in used]
-        )
-        found = {**found, **by_place}
-        found = {**found, **match_places(Side([v for v in open_targets if v.name not in found], owned), free)}
-        return {**refuse_other_members(found, open_targets), **state}
 
     def _owner(self, variable: TargetVariable, outcome: Outcome | None) -> Owner:
         assignment = self._decisions.assigned.get(variable.name)
@@ -267,17 +234,6 @@ def _allow_keep(entry: PlanEntry) -> PlanEntry:
     if entry.problem is not Problem.UNMATCHED:
         return entry
     return dataclasses.replace(entry, status=Status.KEPT, evidence="unmatched=keep", problem=Problem.NONE)
-
-
-def _with_rules(found: Mapping[str, Outcome], decisions: Decisions) -> Mapping[str, Outcome]:
-    """What names and rules decided together: positions must agree with both."""
-    ruled = {n: Match(a.sources[0], "rule") for n, a in decisions.assigned.items() if len(a.sources) == 1}
-    return {**found, **ruled}
-
-
-def _is_free(outcome: Outcome, decisions: Decisions) -> bool:
-    tensor = outcome.source if isinstance(outcome, Match) else outcome.candidates[0]
-    return tensor.name not in decisions.used and tensor.name not in decisions.dropped
 
 
 def partially_read(entries: Collection[PlanEntry]) -> frozenset[str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dist_restore.resolve.apply_rules import Decisions
-from dist_restore.resolve.matching import Conflict, Match, Outcome
+from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
 from dist_restore.resolve.nearest import quote
 from dist_restore.specs import AliasKind, Part, SourceTensor, TargetVariable
 
@@ -96,7 +96,7 @@ def _judge(target: TargetVariable, claims: list[_Claim], table: Mapping[str, Sou
 def _lifted(claim: _Claim, table: Mapping[str, SourceTensor]) -> Outcome:
     candidates = _among_all(claim, table)
     if isinstance(claim.outcome, Match):
-        return Match(candidates[0], f"{claim.outcome.evidence}, in {claim.part.name!r} alone")
+        return Match(candidates[0], f"{claim.outcome.evidence}, in {claim.part.name!r} alone", claim.outcome.proof)
     where = f"(in the checkpoint {claim.part.name!r}, whose names rules begin with {claim.part.name + ':'!r})"
     return Conflict(candidates, f"{claim.outcome.reason} {where}")
 

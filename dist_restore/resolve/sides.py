@@ -28,13 +28,13 @@ def as_targets(index: CheckpointIndex) -> TargetIndex:
     """What a checkpoint of these tensors would have to be filled with; opaque ones cannot be."""
     optimizers = tuple(f"{o.name}/" for o in index.optimizers if o.name)
     tensors = (t for t in index.tensors if is_value(t.spec))
-    return TargetIndex(tuple(_target(tensor, optimizers) for tensor in tensors), index.optimizers)
+    return TargetIndex(tuple(_target(tensor, optimizers) for tensor in tensors), index.optimizers, index.scene)
 
 
 def as_sources(targets: TargetIndex) -> CheckpointIndex:
     """What a checkpoint of these variables would say of itself; it has no path."""
     tensors = sorted(map(_source, targets.variables), key=lambda t: t.name)
-    return CheckpointIndex("", "live", tuple(tensors), targets.optimizers)
+    return CheckpointIndex("", "live", tuple(tensors), targets.optimizers, scene=targets.scene)
 
 
 def _target(tensor: SourceTensor, optimizers: tuple[str, ...]) -> TargetVariable:

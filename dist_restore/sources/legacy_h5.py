@@ -34,8 +34,9 @@ def name_legacy(root: Group) -> tuple[_Pairs, tuple[OptimizerInfo, ...], tuple[t
     Raises:
       CheckpointCorruptError: an attribute names what is not there.
     """
-    found = [pair for layer in _texts(_model(root), _LAYERS) for pair in _layer(_model(root), layer)]
-    found += _layer(_model(root), "top_level_model_weights")
+    layers = enumerate(_texts(_model(root), _LAYERS))
+    found = [pair for place, layer in layers for pair in _layer(_model(root), layer, place)]
+    found += _layer(_model(root), "top_level_model_weights", -1)
     counts = collections.Counter(tensor.name for tensor, _ in found)
     model = [(t if counts[t.name] == 1 else _by_key(t), d) for t, d in found]
     state, optimizers = _optimizer(root.groups.get(_OPTIMIZER), [t for t, _ in model])
@@ -87,7 +88,7 @@ def _datasets(group: Group) -> Iterator[tuple[str, Dataset]]:
 _NOTHING = Group("", {}, {}, {})
 
 
-def _layer(model: Group, layer: str) -> Iterator[tuple[SourceTensor, Dataset]]:
+def _layer(model: Group, layer: str, place: int) -> Iterator[tuple[SourceTensor, Dataset]]:
     group = model.groups.get(layer)
     if group is None:
         if layer == "top_level_model_weights":
@@ -99,7 +100,8 @@ def _layer(model: Group, layer: str) -> Iterator[tuple[SourceTensor, Dataset]]:
     for stored, dataset in _datasets(group):
         full = _plain(stored)
         name = full if top else _below_layer(layer, full)
-        yield _tensor(name, full, f"{group.path}/{stored}", dataset), dataset
+        own = "" if top else f"layer-{place}/{name.rpartition('/')[2]}"
+        yield _tensor(name, full, f"{group.path}/{stored}", own, dataset), dataset
 
 
 def _plain(stored: str) -> str:
@@ -116,10 +118,12 @@ def _below_layer(layer: str, full: str) -> str:
     return f"{layer}/{full}"
 
 
-def _tensor(name: str, full: str, key: str, dataset: Dataset) -> SourceTensor:
+def _tensor(name: str, full: str, key: str, place: str, dataset: Dataset) -> SourceTensor:
+    """One variable; `place` says which of the layers it is in, as a name that says order only."""
     names = dict.fromkeys((full, *(_CELL.sub("/cell/", n) for n in (name, full)), key))
     names.pop(name, None)
     aliases = tuple(Alias(n, AliasKind.POSITIONAL if n == key else _kind(n)) for n in names)
+    aliases += (Alias(place, AliasKind.POSITIONAL),) if place else ()
     return SourceTensor(name, dataset.spec, aliases, _kind(name), key=key)
 
 

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from dist_restore.errors import CheckpointCorruptError, UnsupportedFormatError
-from dist_restore.graph import Leaf, Node
+from dist_restore.graph import Leaf, Node, Scene
 from dist_restore.naming import NamedLeaf, name_graph
 from dist_restore.sources.base import Stored
 from dist_restore.sources.bundle import Bundle
@@ -144,13 +144,15 @@ def _build_index(prefix: str, bundle: Bundle) -> tuple[CheckpointIndex, Mapping[
     if OBJECT_GRAPH_KEY not in bundle.entries:
         tensors, optimizers = with_slots(_by_key(bundle, bundle.entries, AliasKind.SEMANTIC))
         return CheckpointIndex(prefix, "tf1", _sorted(tensors), optimizers), {}
-    leaves, optimizers, others = _read_graph(prefix, bundle)
+    leaves, optimizers, others, nodes = _read_graph(prefix, bundle)
     tensors = tuple(_tensor(prefix, bundle, leaf, others.states) for leaf in leaves)
     ignored = others.reasons()
     rest = bundle.entries.keys() - {t.key for t in tensors} - {OBJECT_GRAPH_KEY} - {k for k, _ in ignored}
     rest -= {key for state in others.states.values() for key in state.keys}
     tensors += tuple(_by_key(bundle, sorted(rest), AliasKind.POSITIONAL, {t.name for t in tensors}))
-    return CheckpointIndex(prefix, "tf2", _sorted(tensors), optimizers, tuple(sorted(ignored))), others.states
+    scene = Scene(nodes, {leaf.node: leaf.name for leaf in leaves})
+    index = CheckpointIndex(prefix, "tf2", _sorted(tensors), optimizers, tuple(sorted(ignored)), scene=scene)
+    return index, others.states
 
 
 def _sorted(tensors: Iterable[SourceTensor]) -> tuple[SourceTensor, ...]:
@@ -211,7 +213,9 @@ class _Others:
         return [(key, reason) for key, reason in reasons if key in self._entries]
 
 
-def _read_graph(prefix: str, bundle: Bundle) -> tuple[tuple[NamedLeaf, ...], tuple[OptimizerInfo, ...], _Others]:
+def _read_graph(
+    prefix: str, bundle: Bundle
+) -> tuple[tuple[NamedLeaf, ...], tuple[OptimizerInfo, ...], _Others, tuple[Node, ...]]:
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     try:
         graph.ParseFromString(bundle.read_bytes_string(OBJECT_GRAPH_KEY))
@@ -220,9 +224,9 @@ def _read_graph(prefix: str, bundle: Bundle) -> tuple[tuple[NamedLeaf, ...], tup
             f"{prefix}: the object graph ({OBJECT_GRAPH_KEY}) cannot be parsed: {error}. Use another checkpoint."
         ) from error
     others = _Others(bundle.entries)
-    nodes = [_node(proto, others) for proto in graph.nodes] or [Node()]
-    leaves, optimizers = name_graph(_with_parts(nodes, bundle))
-    return leaves, optimizers, others
+    nodes = _with_parts([_node(proto, others) for proto in graph.nodes] or [Node()], bundle)
+    leaves, optimizers = name_graph(nodes)
+    return leaves, optimizers, others, tuple(nodes)
 
 
 def _with_parts(nodes: list[Node], bundle: Bundle) -> list[Node]:

@@ -12,9 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TypeAlias
 
 _COUNTER = re.compile(r"_(\d+)\Z")
+_INDEX = re.compile(r"(?:^|/)[0-9]+(?:/|\Z)")
 _NUMBER = re.compile(r"\d+")
 
 Members: TypeAlias = Mapping[str, frozenset[str]]  # container -> the indexes that occur in it
+
+
+def rests_on_index(name: str) -> bool:
+    """Whether a name has a list index in it, which is a place and no name."""
+    return _INDEX.search(name) is not None
 
 
 def list_positions(name: str) -> Iterator[tuple[str, str]]:

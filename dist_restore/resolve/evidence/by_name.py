@@ -1,4 +1,4 @@
-"""Matching by names: equal semantic names first, then the order of names that only count.
+"""Evidence of names: equal names that somebody chose, below roots that are aligned.
 
 Nothing that is not unique is accepted, and a positional name never outvotes a semantic one: what is left over
 is reported with its candidates. A function of the two indexes alone.
@@ -7,39 +7,18 @@ is reported with its candidates. A function of the two indexes alone.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
 
 import msgspec
 
-from dist_restore.entries import Proof
-from dist_restore.resolve.alignment import PATH_KINDS, Alignment, align
-from dist_restore.resolve.families import Lists, template_of_counted, template_of_flat
+from dist_restore.resolve.evidence.lists import Lists, rests_on_index, template_of_flat
+from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
+from dist_restore.resolve.evidence.roots import PATH_KINDS, Alignment
 from dist_restore.resolve.names import Side, own_names
-from dist_restore.specs import Alias, AliasKind, Group, SourceTensor, TargetVariable
+from dist_restore.specs import Alias, AliasKind, SourceTensor, TargetVariable
 
 _SEMANTIC = (AliasKind.SEMANTIC,)
-
-
-class Match(msgspec.Struct, frozen=True, gc=False):
-    """A source for a target, and what it rests on: in words, and which kind of evidence that is."""
-
-    source: SourceTensor
-    evidence: str
-    proof: Proof = Proof.NAME
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Conflict:
-    """Why a target got no source although there are candidates."""
-
-    candidates: tuple[SourceTensor, ...]
-    reason: str
-
-
-Outcome: TypeAlias = Match | Conflict
 
 
 class _How(enum.Enum):
@@ -60,28 +39,24 @@ class _Claim(msgspec.Struct, frozen=True, gc=False):
     evidence: str
 
 
-def match_names(
-    targets: Side[TargetVariable], sources: Side[SourceTensor], settled: Iterable[tuple[str, str]]
-) -> dict[str, Outcome]:
+def by_name(targets: Side[TargetVariable], sources: Side[SourceTensor], alignment: Alignment) -> dict[str, Outcome]:
     """Finds a source for every target that has one by name.
 
     Args:
       targets: variables, those without a decision apart; slots left out.
       sources: tensors, those without a decision apart; slots left out.
-      settled: (target, source) pairs that rules decided.
+      alignment: the sources' names in the program's terms.
 
     Returns:
       Target name -> match or conflict; targets without any candidate are absent.
     """
     if not targets.open:
         return {}
-    alignment = align(targets.open, sources, settled)
     claims = _claims(targets, sources, alignment)
     found = {t.name: _judge(claims[t.name], alignment) for t in targets.open if t.name in claims}
     _refuse_unequal_flat(found, claims, targets.open, sources)
     _refuse_shared(found, claims)
     _refuse_unequal_lists(found, claims, _lists(targets, sources, alignment), targets.open)
-    _by_counted_names(found, claims, targets.open, alignment)
     return found
 
 
@@ -114,7 +89,7 @@ def _claim(target: TargetVariable, name: str, source: SourceTensor, alignment: A
 def _judge(claims: Sequence[_Claim], alignment: Alignment) -> Outcome:
     """A match where all claims point to one source, and nothing is doubtful about it."""
     if len(claims) == 1 and claims[0].how is not _How.ROOT:
-        return Match(claims[0].source, claims[0].evidence)
+        return _match(claims)
     candidates = {id(c.source): c.source for c in claims}
     if len(candidates) > 1:
         parts = "; ".join(f"{c.evidence} points to {c.source.name!r}" for c in claims[:4])
@@ -122,7 +97,13 @@ def _judge(claims: Sequence[_Claim], alignment: Alignment) -> Outcome:
     doubts = [alignment.doubtful.get(c.name, "") if c.how is _How.ROOT else "" for c in claims]
     if all(doubts):
         return Conflict((claims[0].source,), doubts[0])
-    return Match(claims[0].source, claims[0].evidence)
+    return _match(claims)
+
+
+def _match(claims: Sequence[_Claim]) -> Match:
+    """All claims say the same: the best of them is one without an index."""
+    name = next((c.name for c in claims if not rests_on_index(c.name)), claims[0].name)
+    return Match(claims[0].source, claims[0].evidence, name=name)
 
 
 def _refuse_unequal_flat(
@@ -203,61 +184,3 @@ def _refuse_unequal_lists(
         reason = next(filter(None, map(lists.unequal, names)), "")
         if reason:
             found[target.name] = Conflict(tuple({id(c.source): c.source for c in own}.values()), reason)
-
-
-def _by_counted_names(
-    found: dict[str, Outcome],
-    claims: Mapping[str, Sequence[_Claim]],
-    targets: Sequence[TargetVariable],
-    alignment: Alignment,
-) -> None:
-    """Matches automatic layer names (`dense_4`) by their order, where both sides have equally many."""
-    ours: dict[str, list[tuple[tuple[int, ...], TargetVariable]]] = collections.defaultdict(list)
-    for target in targets:
-        if target.name not in found and target.name_kind is AliasKind.COUNTED:
-            template, counters = template_of_counted(target.name)
-            ours[template].append((counters, target))
-    if not ours:
-        return
-    # What another target claims by a name that somebody chose is not to be counted.
-    taken = {id(claim.source) for own in claims.values() for claim in own}
-    theirs: dict[str, list[tuple[tuple[int, ...], SourceTensor]]] = collections.defaultdict(list)
-    root = _missing_root(targets, alignment.names)
-    for name, items in alignment.names.items():
-        template, counters = template_of_counted(f"{root}{name}")
-        if template in ours and len(items) == 1 and id(items[0]) not in taken:
-            theirs[template].append((counters, items[0]))
-    for template, members in ours.items():
-        _match_by_order(found, members, theirs.get(template, []))
-
-
-def _missing_root(targets: Iterable[TargetVariable], theirs: Iterable[str]) -> str:
-    """The one root of the program's models, where the checkpoint has no such root: a file of weights alone.
-
-    Equal names cannot show it where all are automatic, for these are equal by chance only.
-    """
-    ours = [t.name for t in targets if t.group is Group.MODEL or t.name_kind is AliasKind.COUNTED]
-    roots = {name.partition("/")[0] for name in ours}
-    root = roots.pop() if len(roots) == 1 and min(name.count("/") for name in ours) > 1 else ""
-    return "" if not root or any(name.startswith(f"{root}/") for name in theirs) else f"{root}/"
-
-
-def _match_by_order(
-    found: dict[str, Outcome],
-    members: list[tuple[tuple[int, ...], TargetVariable]],
-    candidates: list[tuple[tuple[int, ...], SourceTensor]],
-) -> None:
-    members.sort(key=lambda m: (m[0], m[1].name))
-    candidates.sort(key=lambda c: (c[0], c[1].name))
-    shapes_fit = [t.spec.shape for _, t in members] == [s.spec.shape for _, s in candidates]
-    conflict = Conflict(
-        tuple(s for _, s in candidates),
-        f"its layer has an automatic name, so only the order could tell: the model has {len(members)} of this "
-        f"name and the checkpoint {len(candidates)}, or their shapes differ",
-    )
-    for position, (_, target) in enumerate(members):
-        if shapes_fit:
-            evidence = f"order of automatic names, {position + 1} of {len(members)}, all shapes equal"
-            found[target.name] = Match(candidates[position][1], evidence)
-        elif candidates:
-            found[target.name] = conflict

@@ -1,4 +1,4 @@
-"""Matching by a variable's place in its layer, for files that number a layer's variables (`.weights.h5`).
+"""Evidence of a variable's place in its layer, for files that number a layer's variables (`.weights.h5`).
 
 A number is evidence only together with the layer: its name, its class, how many variables it has and of which shapes.
 Where that leaves two answers (gamma or beta, both a vector), the target is refused with what would decide.
@@ -11,19 +11,26 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
-from dist_restore.resolve.families import template_of_counted
-from dist_restore.resolve.matching import Conflict, Match, Outcome, match_names
+from dist_restore.entries import Proof
+from dist_restore.resolve.evidence.by_counter import by_counter
+from dist_restore.resolve.evidence.by_name import by_name
+from dist_restore.resolve.evidence.lists import template_of_counted
+from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
+from dist_restore.resolve.evidence.roots import align
 from dist_restore.resolve.names import Side
 from dist_restore.specs import Alias, AliasKind, Group, SourceTensor, TargetVariable, TensorSpec
 
 # Either can be left out of a layer by an option, and what is left looks the same.
 _PAIR = frozenset({"gamma", "beta"})
-_ORDER = re.compile(r"(?:^|.*/)_operations/(\d+)/[^/]+\Z")
+_ORDER = re.compile(r"(?:^|.*/)(?:_operations/|layer-)(\d+)/[^/]+\Z")
 _Layer = Sequence[TargetVariable] | Sequence[SourceTensor]
+# What a layer's name leads to: the layer in the file and what that rests on, or outcomes for all its variables.
+_Named: TypeAlias = "tuple[list[SourceTensor], Proof] | dict[str, Outcome]"
 
 
-def match_places(targets: Side[TargetVariable], free: Sequence[SourceTensor]) -> dict[str, Outcome]:
+def by_number(targets: Side[TargetVariable], free: Sequence[SourceTensor]) -> dict[str, Outcome]:
     """Finds sources among numbered variables.
 
     Args:
@@ -41,31 +48,9 @@ def match_places(targets: Side[TargetVariable], free: Sequence[SourceTensor]) ->
     named = _match_layers(ours, placed, free)
     found: dict[str, Outcome] = {}
     for parent, layer in named.items():
-        found.update(layer if isinstance(layer, dict) else _judge(ours[parent], layer))
+        found.update(layer if isinstance(layer, dict) else _judge(ours[parent], *layer))
     found.update(_by_order(ours, placed))
     return {name: outcome for name, outcome in found.items() if name in wanted}
-
-
-def refuse_other_members(found: Mapping[str, Outcome], targets: Iterable[TargetVariable]) -> dict[str, Outcome]:
-    """Refuses an index in a list where the file calls the layer there otherwise than the model does.
-
-    Args:
-      found: all outcomes.
-      targets: their targets.
-    """
-    result = dict(found)
-    for target in targets:
-        outcome = result.get(target.name) if target.members else None
-        if isinstance(outcome, Match) and _are_others(target.members, outcome.source.members):
-            names = ", ".join(map(repr, outcome.source.members)), ", ".join(map(repr, target.members))
-            reason = f"its place in a list is that of the layer {names[0]} in the file, and of {names[1]} in the model"
-            result[target.name] = Conflict((outcome.source,), reason)
-    return result
-
-
-def _are_others(ours: Sequence[str], theirs: Sequence[str]) -> bool:
-    mine, other = set(ours), set(theirs)
-    return bool(mine and other) and not (mine <= other or other <= mine)
 
 
 def _by_parent(variables: Iterable[TargetVariable]) -> dict[str, list[TargetVariable]]:
@@ -78,7 +63,7 @@ def _by_parent(variables: Iterable[TargetVariable]) -> dict[str, list[TargetVari
 
 def _match_layers(
     ours: Mapping[str, Sequence[TargetVariable]], placed: Sequence[SourceTensor], free: Sequence[SourceTensor]
-) -> dict[str, list[SourceTensor] | dict[str, Outcome]]:
+) -> dict[str, _Named]:
     """Matches layers by name, as if each were one variable: the same evidence, and the same refusals."""
     theirs: dict[str, list[SourceTensor]] = collections.defaultdict(list)
     for tensor in placed:
@@ -94,20 +79,25 @@ def _match_layers(
         if tensor.place is None:
             others[tensor.name.rpartition("/")[0]].append(tensor)
     layers += [_named_source(parent, layer) for parent, layer in others.items() if parent not in theirs]
-    outcomes = match_names(Side(stand_ins, stand_ins), Side(layers, layers), ())
-    return _layers_of(outcomes, ours, theirs)
+    mine, other = Side(stand_ins, stand_ins), Side(layers, layers)
+    alignment = align(stand_ins, other, ())
+    found = by_name(mine, other, alignment)
+    used = {id(o.source) for o in found.values() if isinstance(o, Match)}
+    left = [v for v in stand_ins if v.name not in found]
+    counted = by_counter(left, [t for t in layers if id(t) not in used], alignment)
+    return _layers_of({**found, **counted}, ours, theirs)
 
 
 def _layers_of(
     outcomes: Mapping[str, Outcome],
     ours: Mapping[str, Sequence[TargetVariable]],
     theirs: Mapping[str, list[SourceTensor]],
-) -> dict[str, list[SourceTensor] | dict[str, Outcome]]:
-    found: dict[str, list[SourceTensor] | dict[str, Outcome]] = {}
+) -> dict[str, _Named]:
+    found: dict[str, _Named] = {}
     for stand_in, outcome in outcomes.items():
         parent = _parent(stand_in)
         if isinstance(outcome, Match) and _parent(outcome.source.name) in theirs:
-            found[parent] = theirs[_parent(outcome.source.name)]
+            found[parent] = theirs[_parent(outcome.source.name)], outcome.proof
         elif isinstance(outcome, Conflict):
             tensors = tuple(t for s in outcome.candidates for t in theirs.get(_parent(s.name), ()))
             conflict = Conflict(tensors, outcome.reason)
@@ -124,7 +114,7 @@ def _parent(name: str) -> str:
 
 def _target(parent: str, layer: Sequence[TargetVariable]) -> TargetVariable:
     first = layer[0]
-    aliases = (_shorter(a) for a in first.aliases if a.kind in (AliasKind.SEMANTIC, AliasKind.COUNTED))
+    aliases = (_shorter(a) for a in first.aliases if a.kind is not AliasKind.FLAT)
     return TargetVariable(
         _below(parent),
         _spec(layer),
@@ -138,7 +128,8 @@ def _source(layer: Sequence[SourceTensor]) -> SourceTensor:
     place = layer[0].place
     assert place is not None
     names = [Alias(_below(a.name), a.kind) for a in place.layer if a.kind is not AliasKind.POSITIONAL]
-    return SourceTensor(names[0].name, _spec(layer), tuple(names[1:]), names[0].kind)
+    group = Alias(_below(_parent(layer[0].key)), AliasKind.POSITIONAL)
+    return SourceTensor(names[0].name, _spec(layer), (*names[1:], group), names[0].kind)
 
 
 def _named_source(parent: str, layer: Sequence[SourceTensor]) -> SourceTensor:
@@ -158,7 +149,7 @@ def _spec(layer: _Layer) -> TensorSpec:
     return TensorSpec(tuple(n for shape in sorted(v.spec.shape for v in layer) for n in (-1, *shape)), "float32")
 
 
-def _judge(ours: Sequence[TargetVariable], theirs: Sequence[SourceTensor]) -> dict[str, Outcome]:
+def _judge(ours: Sequence[TargetVariable], theirs: Sequence[SourceTensor], proof: Proof) -> dict[str, Outcome]:
     trouble = _trouble(ours, theirs)
     if trouble:
         layer = _parent(ours[0].name)
@@ -169,7 +160,7 @@ def _judge(ours: Sequence[TargetVariable], theirs: Sequence[SourceTensor]) -> di
         return {v.name: Conflict(tuple(theirs), reason) for v in ours}
     shapes = {t.spec.shape: t for t in theirs}
     evidence = f"place in a layer of equal name, its {len(ours)} shapes equal and each there once"
-    return {v.name: Match(shapes[v.spec.shape], evidence) for v in ours}
+    return {v.name: Match(shapes[v.spec.shape], evidence, proof) for v in ours}
 
 
 def _trouble(ours: Sequence[TargetVariable], theirs: Sequence[SourceTensor]) -> str:
@@ -231,7 +222,8 @@ def _classes(ours: Mapping[str, list[TargetVariable]], groups: Mapping[str, list
 
 def _operation(layer: Sequence[TargetVariable]) -> int:
     """The layer's place among the model's; -1 where it is no member of a functional model itself."""
-    names = [a.name for a in layer[0].aliases if a.kind is AliasKind.POSITIONAL and a.name.count("_operations/") == 1]
+    names = [a.name for a in layer[0].aliases if a.kind is AliasKind.POSITIONAL]
+    names = [n for n in names if n.count("_operations/") + n.count("layer-") == 1]
     found = [match for match in map(_ORDER.match, names) if match is not None]
     return int(found[0].group(1)) if found else -1
 
@@ -257,10 +249,12 @@ def _last(name: str) -> str:
 
 def _accepted(layers: _Ordered) -> dict[str, Outcome]:
     evidence = f"order of layers of one class, all {len(layers.ours)} of equal shapes and with automatic names"
+    specs = collections.Counter(_spec(mine) for _, mine in layers.ours)
     found: dict[str, Outcome] = {}
     for (_, mine), (_, other) in zip(layers.ours, layers.theirs, strict=True):
         tensors = {_last(t.name): t for t in other}
-        found.update((v.name, Match(tensors[_last(v.name)], evidence)) for v in mine)
+        proof = Proof.ORDER if specs[_spec(mine)] > 1 else Proof.STRUCTURE
+        found.update((v.name, Match(tensors[_last(v.name)], evidence, proof)) for v in mine)
     return found
 
 

@@ -1,0 +1,127 @@
+"""The engine of evidence: every witness is asked in one order, and all that they say is heard together.
+
+    optimizers' state   what wrappers of optimizers have twice
+    names               equal names that somebody chose, below aligned roots
+    the walk            where plain TensorFlow would look; rows of layers by their names, then by their order
+    an optimizer's list what has no path in the checkpoint, by its place in what is trained
+    numbers             files that number a layer's variables
+    counters            files without an object graph, by the order of automatic names
+
+A function of two indexes and of what rules decided. Slots are not asked: they follow their owners.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from dist_restore.automatic_names import Vocabulary
+from dist_restore.resolve.apply_rules import Decisions
+from dist_restore.resolve.evidence.by_counter import by_counter
+from dist_restore.resolve.evidence.by_name import by_name
+from dist_restore.resolve.evidence.by_number import by_number
+from dist_restore.resolve.evidence.by_optimizer_list import by_optimizer_list
+from dist_restore.resolve.evidence.by_walk import Walked, by_walk, own_words
+from dist_restore.resolve.evidence.lists import rests_on_index
+from dist_restore.resolve.evidence.outcome import Match, Outcome
+from dist_restore.resolve.evidence.roots import Alignment, align
+from dist_restore.resolve.evidence.verdict import (
+    hear,
+    mark_indexes,
+    refuse_other_members,
+    refuse_shared,
+)
+from dist_restore.resolve.names import Side
+from dist_restore.resolve.optimizer_state import TF1_STEP, OptimizerState
+from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is to be matched.
+
+    Attributes:
+      sources: the checkpoint.
+      targets: the program.
+      optimizers: what is known of their state.
+      decisions: what rules decided.
+      owned: the variables that are no slots.
+      open: those of them that rules did not decide.
+    """
+
+    sources: CheckpointIndex
+    targets: TargetIndex
+    optimizers: OptimizerState
+    decisions: Decisions
+    owned: Sequence[TargetVariable]
+    open: Sequence[TargetVariable]
+
+
+def match(case: Case) -> Mapping[str, Outcome]:
+    """Target name -> match or conflict; targets of which no witness knows anything are absent."""
+    free = _free(case)
+    state = case.optimizers.match(case.open, free)
+    matched = {o.source.name for o in state.values() if isinstance(o, Match)} - {TF1_STEP}
+    # TF1's step may be wanted twice: as iterations, and by a variable of its own name.
+    free = [t for t in free if t.name not in matched]
+    open_ = [v for v in case.open if v.name not in state]
+    found = _Hearing(case, open_, free).run() if open_ else {}
+    return {**found, **state}
+
+
+def _free(case: Case) -> list[SourceTensor]:
+    taken = case.decisions.used.keys() | case.decisions.dropped.keys()
+    return [t for t in case.sources.tensors if t.slot is None and t.name not in taken]
+
+
+class _Hearing:
+    """The witnesses of one case, one after the other."""
+
+    def __init__(self, case: Case, open_: Sequence[TargetVariable], free: Sequence[SourceTensor]) -> None:
+        self._case, self._open, self._free = case, open_, free
+        self._settled = [(n, s.name) for n, a in case.decisions.assigned.items() for s in a.sources]
+        self._mine = Side(open_, case.owned)
+        self._other = Side(free, [t for t in case.sources.tensors if t.slot is None])
+
+    def run(self) -> dict[str, Outcome]:
+        alignment = align(self._open, self._other, self._settled)
+        named = by_name(self._mine, self._other, alignment)
+        walked = self._walk(named, alignment)
+        found = hear(self._open, mark_indexes(named, self._open, walked.outcomes), walked)
+        found |= self._by_list(found)
+        found |= by_number(Side(self._left(found), self._case.owned), self._free)
+        found |= by_counter(self._left(found), self._unused(found), alignment)
+        return refuse_shared(refuse_other_members(found, self._open))
+
+    def _left(self, found: Mapping[str, Outcome]) -> list[TargetVariable]:
+        return [v for v in self._open if v.name not in found]
+
+    def _unused(self, found: Mapping[str, Outcome]) -> list[SourceTensor]:
+        used = {o.source.name for o in found.values() if isinstance(o, Match)}
+        return [t for t in self._free if t.name not in used]
+
+    def _walk(self, named: Mapping[str, Outcome], alignment: Alignment) -> Walked:
+        scenes = self._case.targets.scene, self._case.sources.scene
+        if scenes[0] is None or scenes[1] is None or not self._is_needed(named):
+            return Walked({})
+        matches = ((n, o) for n, o in named.items() if isinstance(o, Match))
+        hard = [(n, o.source.name) for n, o in matches if not rests_on_index(o.name)]
+        roots = ((place, root) for root, places in alignment.pairs.items() for place in places if len(places) == 1)
+        return by_walk((scenes[0], scenes[1]), self._open, self._free, [*self._settled, *hard], roots)
+
+    def _is_needed(self, named: Mapping[str, Outcome]) -> bool:
+        """Names that somebody chose are enough where they say all: most of large programs."""
+        outcomes = (named.get(v.name) for v in self._open)
+        return any(not isinstance(outcome, Match) or rests_on_index(outcome.name) for outcome in outcomes)
+
+    def _by_list(self, found: Mapping[str, Outcome]) -> dict[str, Outcome]:
+        left = frozenset(v.name for v in self._left(found))
+        if not left:
+            return {}
+        ruled = {
+            n: Match(a.sources[0], "rule") for n, a in self._case.decisions.assigned.items() if len(a.sources) == 1
+        }
+        free = frozenset(t.name for t in self._unused(found))
+        scene = self._case.targets.scene
+        words = Vocabulary(own_words(scene) if scene is not None else ())
+        return by_optimizer_list(self._case.targets, self._case.sources, {**found, **ruled}, left, free, words)

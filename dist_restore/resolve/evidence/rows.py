@@ -1,0 +1,173 @@
+"""Rows: lists of layers, whose members have a place and perhaps a name.
+
+A name that somebody chose decides. Members without one are told apart by their order, relative to members of the same
+class: only where both sides have equally many, with equal variables one by one, and where every order that both sides
+know (places, automatic counters, the optimizer's list) says the same.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+from collections.abc import Callable, Iterator, Sequence
+
+from dist_restore.automatic_names import Template
+from dist_restore.resolve.evidence.view import View
+
+
+class How(enum.IntEnum):
+    """What a pair of objects rests on; the smaller, the stronger.
+
+    Attributes:
+      CHOSEN: edges or names that somebody chose.
+      STRUCTURE: a place in a row that is like no other one's.
+      ORDER: the order among equals.
+    """
+
+    CHOSEN = 0
+    STRUCTURE = 1
+    ORDER = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Paired:
+    """A member of the program's row and the one of the checkpoint's that belongs to it."""
+
+    ours: int
+    theirs: int
+    how: How
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unclear:
+    """Members that could not be told apart, and why."""
+
+    ours: tuple[int, ...]
+    theirs: tuple[int, ...]
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Group:
+    """Members of one label on both sides."""
+
+    label: str
+    ours: tuple[int, ...]
+    theirs: tuple[int, ...]
+
+
+def pair_rows(mine: View, other: View, ours: Sequence[int], theirs: Sequence[int]) -> Iterator[Paired | Unclear]:
+    """Pairs the members of two rows.
+
+    Args:
+      mine: the program.
+      other: the checkpoint.
+      ours: members of the program's row that have no partner yet, in order.
+      theirs: likewise of the checkpoint's.
+    """
+    same = _sequence(mine, ours) == _sequence(other, theirs)
+    for group in _groups(mine, other, ours, theirs):
+        if _is_chosen(group.label) and len(group.ours) == len(group.theirs) == 1:
+            yield Paired(group.ours[0], group.theirs[0], How.CHOSEN)
+        else:
+            yield from _pair_by_order(mine, other, group, same=same)
+
+
+def _sequence(view: View, members: Sequence[int]) -> list[tuple[str, int]]:
+    return [(view.label(m).text, view.signature(m)) for m in members]
+
+
+def _is_chosen(label: str) -> bool:
+    """Whether a label says more than what Keras makes up."""
+    return any(part and not part.endswith("{}") for part in label.split("/"))
+
+
+def _groups(mine: View, other: View, ours: Sequence[int], theirs: Sequence[int]) -> list[_Group]:
+    mine_by, theirs_by = _by_label(mine, ours), _by_label(other, theirs)
+    groups = [_Group(k, tuple(mine_by[k]), tuple(theirs_by[k])) for k in mine_by if k and k in theirs_by]
+    left = [m for k, members in mine_by.items() if not k or k not in theirs_by for m in members]
+    rest = [m for k, members in theirs_by.items() if not k or k not in mine_by for m in members]
+    names = {k for k in mine_by if k not in theirs_by} - {""}, {k for k in theirs_by if k not in mine_by} - {""}
+    if names[0] and names[1]:
+        # Both sides have names here, and these are not the same: what is without a name is compared by itself.
+        groups += [_Group("", (m,), ()) for m in left if mine.label(m).text]
+        left = [m for m in left if not mine.label(m).text]
+        rest = [m for m in rest if not other.label(m).text]
+    order = {m: i for i, m in enumerate(ours)}, {m: i for i, m in enumerate(theirs)}
+    return [
+        *groups,
+        _Group("", tuple(sorted(left, key=order[0].__getitem__)), tuple(sorted(rest, key=order[1].__getitem__))),
+    ]
+
+
+def _by_label(view: View, members: Sequence[int]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = collections.defaultdict(list)
+    for member in members:
+        found[view.label(member).text].append(member)
+    return dict(found)
+
+
+def _pair_by_order(mine: View, other: View, group: _Group, *, same: bool) -> Iterator[Paired | Unclear]:
+    if not group.ours or not group.theirs:
+        if group.ours:
+            yield Unclear(group.ours, (), "the checkpoint has no layer of this name at this place")
+        return
+    if len(group.ours) != len(group.theirs):
+        yield Unclear(group.ours, group.theirs, _counts(group))
+        return
+    sigs = [mine.signature(m) for m in group.ours], [other.signature(m) for m in group.theirs]
+    if sigs[0] != sigs[1] and len(group.ours) > 1:
+        yield Unclear(group.ours, group.theirs, f"{_only_order(group)}, and their shapes or variables differ")
+        return
+    twins = [sig for sig, count in collections.Counter(sigs[0]).items() if count > 1]
+    trouble = next(filter(None, (_orders_differ(mine, other, group, _of(sigs[0], sig)) for sig in twins)), "")
+    if trouble:
+        yield Unclear(group.ours, group.theirs, f"{_only_order(group)}, and {trouble}")
+        return
+    for ours, theirs, sig in zip(group.ours, group.theirs, sigs[0], strict=True):
+        yield Paired(ours, theirs, How.STRUCTURE if same and sig not in twins else How.ORDER)
+
+
+def _of(sigs: Sequence[int], sig: int) -> list[int]:
+    return [i for i, own in enumerate(sigs) if own == sig]
+
+
+def _counts(group: _Group) -> str:
+    return (
+        f"{_only_order(group)}: the model has {len(group.ours)} of this kind and the checkpoint {len(group.theirs)}, "
+        "so one was added or removed"
+    )
+
+
+def _only_order(group: _Group) -> str:
+    kind = f" ({group.label.replace('{}', '')})" if group.label else ""
+    return f"its layer has no name of its own{kind}, so only the order could tell"
+
+
+def _orders_differ(mine: View, other: View, group: _Group, twins: Sequence[int]) -> str:
+    """Why the orders that both sides know do not agree, for members that are equal in all else; empty if they do."""
+    ours, theirs = [group.ours[i] for i in twins], [group.theirs[i] for i in twins]
+    orders: tuple[tuple[str, Callable[[View, int], tuple[int, ...]]], ...] = (
+        ("automatic names count", _counters),
+        ("the optimizer's list has them", _place),
+    )
+    for text, rank in orders:
+        ranks = [rank(mine, m) for m in ours], [rank(other, m) for m in theirs]
+        if all(all(side) and len(set(side)) == len(side) for side in ranks) and _order(ranks[0]) != _order(ranks[1]):
+            return f"{text} in another order than their places"
+    return ""
+
+
+def _order(ranks: Sequence[tuple[int, ...]]) -> list[int]:
+    return sorted(range(len(ranks)), key=ranks.__getitem__)
+
+
+def _counters(view: View, member: int) -> tuple[int, ...]:
+    label: Template = view.label(member)
+    return label.counters
+
+
+def _place(view: View, member: int) -> tuple[int, ...]:
+    found = [view.places[v] for v in view.variables(member) if v in view.places]
+    return min(found) if found else ()
