@@ -48,16 +48,20 @@ class _Layer(Generic[Named]):
 
 
 def by_counter(
-    targets: Sequence[TargetVariable], sources: Iterable[SourceTensor], alignment: Alignment
+    targets: Sequence[TargetVariable],
+    known: Mapping[str, Outcome],
+    sources: Iterable[SourceTensor],
+    alignment: Alignment,
 ) -> dict[str, Outcome]:
     """Finds sources by the order of automatic names.
 
     Args:
-      targets: variables that nothing else has found, slots left out.
+      targets: variables that rules did not decide, slots left out.
+      known: what has been found for them already.
       sources: tensors that nothing uses.
       alignment: the sources' names in the program's terms.
     """
-    counted = [t for t in targets if t.name_kind is AliasKind.COUNTED]
+    counted = [t for t in targets if t.name_kind is AliasKind.COUNTED and t.name not in known]
     if not counted:
         return {}
     free = {id(s) for s in sources}

@@ -183,4 +183,5 @@ def _refuse_unequal_lists(
         names = dict.fromkeys([target.name, *(c.name for c in own)])
         reason = next(filter(None, map(lists.unequal, names)), "")
         if reason:
-            found[target.name] = Conflict(tuple({id(c.source): c.source for c in own}.values()), reason)
+            candidates = tuple({id(c.source): c.source for c in own}.values())
+            found[target.name] = Conflict(candidates, reason, of_indexes=True)

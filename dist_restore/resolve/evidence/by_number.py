@@ -83,8 +83,7 @@ def _match_layers(
     alignment = align(stand_ins, other, ())
     found = by_name(mine, other, alignment)
     used = {id(o.source) for o in found.values() if isinstance(o, Match)}
-    left = [v for v in stand_ins if v.name not in found]
-    counted = by_counter(left, [t for t in layers if id(t) not in used], alignment)
+    counted = by_counter(stand_ins, found, [t for t in layers if id(t) not in used], alignment)
     return _layers_of({**found, **counted}, ours, theirs)
 
 

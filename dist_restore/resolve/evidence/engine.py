@@ -90,7 +90,7 @@ class _Hearing:
         found = hear(self._open, mark_indexes(named, self._open, walked.outcomes), walked)
         found |= self._by_list(found)
         found |= by_number(Side(self._left(found), self._case.owned), self._free)
-        found |= by_counter(self._left(found), self._unused(found), alignment)
+        found |= by_counter(self._open, found, self._unused(found), alignment)
         return refuse_shared(refuse_other_members(found, self._open))
 
     def _left(self, found: Mapping[str, Outcome]) -> list[TargetVariable]:
@@ -106,8 +106,7 @@ class _Hearing:
             return Walked({})
         matches = ((n, o) for n, o in named.items() if isinstance(o, Match))
         hard = [(n, o.source.name) for n, o in matches if not rests_on_index(o.name)]
-        roots = ((place, root) for root, places in alignment.pairs.items() for place in places if len(places) == 1)
-        return by_walk((scenes[0], scenes[1]), self._open, self._free, [*self._settled, *hard], roots)
+        return by_walk((scenes[0], scenes[1]), self._open, self._free, [*self._settled, *hard], alignment.clear_pairs())
 
     def _is_needed(self, named: Mapping[str, Outcome]) -> bool:
         """Names that somebody chose are enough where they say all: most of large programs."""

@@ -29,10 +29,17 @@ class Match(msgspec.Struct, frozen=True, gc=False):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conflict:
-    """Why a target got no source although there are candidates."""
+    """Why a target got no source although there are candidates.
+
+    Attributes:
+      candidates: what could be meant, best first.
+      reason: in words, without a full stop.
+      of_indexes: whether only the indexes of a list are in doubt, so that the order of its members may still tell.
+    """
 
     candidates: tuple[SourceTensor, ...]
     reason: str
+    of_indexes: bool = False
 
 
 Outcome: TypeAlias = Match | Conflict

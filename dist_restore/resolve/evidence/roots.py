@@ -37,6 +37,12 @@ class Alignment:
     pairs: Mapping[str, tuple[str, ...]]
     claimed: frozenset[str]
 
+    def clear_pairs(self) -> list[Pair]:
+        """The pairs of which neither root has another partner."""
+        pairs = [(place, root) for root, places in self.pairs.items() for place in places]
+        counts = collections.Counter(place for place, _ in pairs)
+        return [(place, root) for place, root in pairs if counts[place] == len(self.pairs[root]) == 1]
+
     def in_program(self, name: str) -> Iterator[str]:
         """A source's name in the program's terms, once for each place that its root has."""
         root, _, rest = name.partition("/")
