@@ -20,7 +20,7 @@ import tensorflow as tf
 try:
     from tensorflow.python import pywrap_tfe
     from tensorflow.python.distribute import values as distribute_values
-    from tensorflow.python.eager import context
+    from tensorflow.python.eager import context, core
     from tensorflow.python.framework import ops as framework_ops
     from tensorflow.python.ops import resource_variable_ops
 except ImportError:  # another TensorFlow
@@ -63,9 +63,7 @@ def blank(shape: Sequence[int], dtype: str) -> Blank | None:
     size = framework_ops.EagerTensor(np.array(shape, np.int32), None, None)
     with tf.device(_HOST):
         # 8 us; tf.raw_ops.Empty takes 50.
-        tensor = pywrap_tfe.TFE_Py_FastPathExecute(
-            eager, "Empty", None, size, "dtype", tf.as_dtype(dtype).as_datatype_enum, "init", False
-        )
+        tensor = _call("Empty", size, "dtype", tf.as_dtype(dtype).as_datatype_enum, "init", False)
     array = tensor._numpy()
     if not array.flags.writeable:
         return None
@@ -168,13 +166,26 @@ def take_over(component: tf.Variable, tensor: tf.Tensor) -> None:
 def share_memory(component: tf.Variable) -> None:
     """Lets a plain component share its memory with who reads it, until its next update by rows."""
     with contextlib.suppress(tf.errors.OpError):  # a device without the op
-        pywrap_tfe.TFE_Py_FastPathExecute(context.context(), "DisableCopyOnRead", None, component.handle)
+        _call("DisableCopyOnRead", component.handle)
 
 
 def _assign(handle: tf.Tensor, tensor: tf.Tensor) -> None:
-    pywrap_tfe.TFE_Py_FastPathExecute(
-        context.context(), "AssignVariableOp", None, handle, tensor, "validate_shape", False
-    )
+    _call("AssignVariableOp", handle, tensor, "validate_shape", False)
+
+
+def _call(op: str, *arguments: object) -> tf.Tensor:
+    """Calls an eager op without its Python wrapper.
+
+    Raises:
+      tf.errors.OpError: the op failed. TensorFlow itself raises classes of its own here, which are no public errors.
+    """
+    try:
+        return pywrap_tfe.TFE_Py_FastPathExecute(context.context(), op, None, *arguments)
+    except core._NotOkStatusException as error:
+        kind = tf.compat.v1.errors.exception_type_from_error_code(error.code)
+        raise kind(None, None, f"{op}: {error}") from None
+    except core._FallbackException as error:
+        raise tf.errors.UnimplementedError(None, None, f"{op}: {error}") from None
 
 
 class Replacer:
@@ -264,9 +275,8 @@ class _Probe:
     def own(self, tensors: list[tf.Tensor]) -> tf.Tensor:
         """The tensor in the list, which is emptied, or a copy of it."""
         _assign(self._handle, tensors.pop())
-        eager, call = context.context(), pywrap_tfe.TFE_Py_FastPathExecute
-        call(eager, "ResourceScatterUpdate", None, self._handle, self._no_rows, self._nothing)
-        call(eager, "DisableCopyOnRead", None, self._handle)  # which that update enabled: reading would be copying
+        _call("ResourceScatterUpdate", self._handle, self._no_rows, self._nothing)
+        _call("DisableCopyOnRead", self._handle)  # which that update enabled: reading would be copying
         return _read(self._handle, self._nothing.dtype)
 
 
@@ -294,9 +304,7 @@ def view(component: tf.Variable) -> np.ndarray:
 
 def _read(handle: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """The value of a plain variable; it shares the variable's memory."""
-    return pywrap_tfe.TFE_Py_FastPathExecute(
-        context.context(), "ReadVariableOp", None, handle, "dtype", dtype.as_datatype_enum
-    )
+    return _call("ReadVariableOp", handle, "dtype", dtype.as_datatype_enum)
 
 
 def _ask_for_huge_pages(array: np.ndarray) -> None:
