@@ -35,6 +35,8 @@ DTYPES = frozenset(
 )
 _HUGE_PAGE = 2 << 20
 _HOST = "/CPU:0"
+# The Empty op takes its shape in int32.
+_MAX_AXIS = 2**31 - 1
 # If the first ones of so many old values are all held elsewhere too, no more are tried: each costs a copy.
 _ENOUGH = 4
 
@@ -56,7 +58,7 @@ class Blank:
 
 def blank(shape: Sequence[int], dtype: str) -> Blank | None:
     """A tensor of memory that nobody has written to yet; None where there is no such thing for the dtype."""
-    if dtype not in DTYPES or not _PRIVATE or not tf.executing_eagerly():
+    if dtype not in DTYPES or not _PRIVATE or not tf.executing_eagerly() or max(shape, default=0) > _MAX_AXIS:
         return None
     eager = context.context()  # first of all: before anything else has asked for it there can be no tensor
     eager.ensure_initialized()
@@ -298,8 +300,13 @@ def reshaped(blank: Blank, shape: Sequence[int]) -> Blank:
 def view(component: tf.Variable) -> np.ndarray:
     """What a component holds now, without a copy where that is possible; to be read at once, and let go."""
     if not _PRIVATE or not _is_plain(component):
-        return np.asarray(component.numpy())
-    return np.asarray(_read(component.handle, component.dtype)._numpy())
+        return as_array(component.numpy())
+    return as_array(_read(component.handle, component.dtype)._numpy())
+
+
+def as_array(value: object) -> np.ndarray:
+    """What `tf.Tensor.numpy` gives as an array; a scalar string is `bytes` there, of which NumPy would cut NULs."""
+    return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
 
 
 def _read(handle: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
