@@ -35,6 +35,7 @@ _BY_SUFFIX = {
 # PyTorch Lightning calls its pickles `.ckpt`, so the first bytes tell what the name does not.
 _BY_CONTENT = {b"PK\x03\x04": _EXPORT, b"\x80": _EXPORT}
 _SAFETENSORS, _SAFETENSORS_INDEX = ".safetensors", ".safetensors.index.json"
+_SHARDED_WEIGHTS = ".weights.json"
 _HDF5 = b"\x89HDF"
 # How a file of each kind begins: behind safetensors' length comes its JSON header.
 _READ = {
@@ -253,6 +254,11 @@ def _contents(names: Iterable[str]) -> str:
 
 
 def _unsupported(path: str) -> RestoreError:
+    if path.lower().endswith(_SHARDED_WEIGHTS):
+        return UnsupportedFormatError(
+            f"{path}: Keras' list of the shards of weights, which is not read. Save them in one file: "
+            "model.load_weights(path) in the program that wrote it, then model.save_weights('model.weights.h5')."
+        )
     advice = _BY_SUFFIX.get(_suffix(path)) or _by_content(path)
     return UnsupportedFormatError(
         f"{path}: {advice}. Expected a TensorFlow checkpoint (a prefix with "
