@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TypeVar
 
@@ -343,21 +343,25 @@ class Session:
             verified=self._config.verify is not Verify.NONE,
             hashes=tuple(sorted((a.name, f"{a.crc32c:08x}") for a in assigned)),
             world_size=self._talk.world_size,
+            formats=self._chiefs_formats(),
         )
-        self._talk.run_everywhere("report", lambda: self._announce(report, targets))
+        self._talk.run_everywhere("report", lambda: self._announce(report, dict(targets.handles)))
         return report
 
-    def _announce(self, report: RestoreReport, targets: Targets) -> None:
+    def _announce(self, report: RestoreReport, handles: Mapping[str, tf.Variable]) -> None:
         if self._talk.rank == 0:
             assigner = Assigner(self._strategy, self._talk.rank, self._talk.world_size)
-            announce(report, self._config.log_dir, dict(targets.handles), assigner)
+            announce(report, self._config.log_dir, handles, assigner)
+
+    def _chiefs_formats(self) -> tuple[str, ...]:
+        mine = " ".join(self._source.index().formats) if self._source else ""
+        return tuple(self._talk.broadcast(mine.encode(), "report").decode().split())
 
     def _chiefs_seconds(self) -> PhaseSeconds:
         """The report is the same on all workers."""
         lines = "\n".join(f"{name} {taken!r}" for name, taken in self._seconds)
         text = self._talk.broadcast(lines.encode(), "report").decode()
-        pairs = (line.split() for line in text.splitlines())
-        return PhaseSeconds(tuple((name, float(taken)) for name, taken in pairs))
+        return PhaseSeconds(tuple((name, float(taken)) for name, taken in map(str.split, text.splitlines())))
 
     def _progress(self, title: str, total: int) -> AbstractContextManager[Progress]:
         enabled = self._config.progress if self._talk.rank == 0 else False

@@ -285,3 +285,14 @@ def test_evidence_has_the_name_by_which_a_rule_means_a_source(tmp_path: pathlib.
     plan = dr.DistributedRestorer(root, rules={"model/b/kernel": "net/c/kernel"}).plan(path)
     (entry,) = (e for e in plan.entries if e.target == "net/c/kernel")
     assert ", as" not in entry.evidence
+
+
+@pytest.mark.parametrize(
+    ("name", "has"), [("keras", True), ("npz", True), ("safetensors", False), ("weights", False), ("legacy", False)]
+)
+def test_the_report_says_whether_this_format_has_checksums(tmp_path: pathlib.Path, name: str, has: bool) -> None:
+    root = seq("ab")
+    report = dr.DistributedRestorer(root).restore(WRITERS[name](root, tmp_path))
+    said = " ".join(report.summary().split())
+    assert ("has the checksums that the checkpoint stores" in said) is has
+    assert ("stores no checksums" in said) is not has
