@@ -98,7 +98,7 @@ class Assigner:
         if parts is not None:
             return whole_of(parts)
         with self._strategy.scope():
-            return np.asarray(variable.read_value().numpy())
+            return host_memory.as_array(variable.read_value().numpy())
 
     def assign(
         self,

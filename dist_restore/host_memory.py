@@ -20,7 +20,7 @@ import tensorflow as tf
 try:
     from tensorflow.python import pywrap_tfe
     from tensorflow.python.distribute import values as distribute_values
-    from tensorflow.python.eager import context
+    from tensorflow.python.eager import context, core
     from tensorflow.python.framework import ops as framework_ops
     from tensorflow.python.ops import resource_variable_ops
 except ImportError:  # another TensorFlow
@@ -35,6 +35,8 @@ DTYPES = frozenset(
 )
 _HUGE_PAGE = 2 << 20
 _HOST = "/CPU:0"
+# The Empty op takes its shape in int32.
+_MAX_AXIS = 2**31 - 1
 # If the first ones of so many old values are all held elsewhere too, no more are tried: each costs a copy.
 _ENOUGH = 4
 
@@ -56,16 +58,14 @@ class Blank:
 
 def blank(shape: Sequence[int], dtype: str) -> Blank | None:
     """A tensor of memory that nobody has written to yet; None where there is no such thing for the dtype."""
-    if dtype not in DTYPES or not _PRIVATE or not tf.executing_eagerly():
+    if dtype not in DTYPES or not _PRIVATE or not tf.executing_eagerly() or max(shape, default=0) > _MAX_AXIS:
         return None
     eager = context.context()  # first of all: before anything else has asked for it there can be no tensor
     eager.ensure_initialized()
     size = framework_ops.EagerTensor(np.array(shape, np.int32), None, None)
     with tf.device(_HOST):
         # 8 us; tf.raw_ops.Empty takes 50.
-        tensor = pywrap_tfe.TFE_Py_FastPathExecute(
-            eager, "Empty", None, size, "dtype", tf.as_dtype(dtype).as_datatype_enum, "init", False
-        )
+        tensor = _call("Empty", size, "dtype", tf.as_dtype(dtype).as_datatype_enum, "init", False)
     array = tensor._numpy()
     if not array.flags.writeable:
         return None
@@ -168,13 +168,26 @@ def take_over(component: tf.Variable, tensor: tf.Tensor) -> None:
 def share_memory(component: tf.Variable) -> None:
     """Lets a plain component share its memory with who reads it, until its next update by rows."""
     with contextlib.suppress(tf.errors.OpError):  # a device without the op
-        pywrap_tfe.TFE_Py_FastPathExecute(context.context(), "DisableCopyOnRead", None, component.handle)
+        _call("DisableCopyOnRead", component.handle)
 
 
 def _assign(handle: tf.Tensor, tensor: tf.Tensor) -> None:
-    pywrap_tfe.TFE_Py_FastPathExecute(
-        context.context(), "AssignVariableOp", None, handle, tensor, "validate_shape", False
-    )
+    _call("AssignVariableOp", handle, tensor, "validate_shape", False)
+
+
+def _call(op: str, *arguments: object) -> tf.Tensor:
+    """Calls an eager op without its Python wrapper.
+
+    Raises:
+      tf.errors.OpError: the op failed. TensorFlow itself raises classes of its own here, which are no public errors.
+    """
+    try:
+        return pywrap_tfe.TFE_Py_FastPathExecute(context.context(), op, None, *arguments)
+    except core._NotOkStatusException as error:
+        kind = tf.compat.v1.errors.exception_type_from_error_code(error.code)
+        raise kind(None, None, f"{op}: {error}") from None
+    except core._FallbackException as error:
+        raise tf.errors.UnimplementedError(None, None, f"{op}: {error}") from None
 
 
 class Replacer:
@@ -264,9 +277,8 @@ class _Probe:
     def own(self, tensors: list[tf.Tensor]) -> tf.Tensor:
         """The tensor in the list, which is emptied, or a copy of it."""
         _assign(self._handle, tensors.pop())
-        eager, call = context.context(), pywrap_tfe.TFE_Py_FastPathExecute
-        call(eager, "ResourceScatterUpdate", None, self._handle, self._no_rows, self._nothing)
-        call(eager, "DisableCopyOnRead", None, self._handle)  # which that update enabled: reading would be copying
+        _call("ResourceScatterUpdate", self._handle, self._no_rows, self._nothing)
+        _call("DisableCopyOnRead", self._handle)  # which that update enabled: reading would be copying
         return _read(self._handle, self._nothing.dtype)
 
 
@@ -288,15 +300,18 @@ def reshaped(blank: Blank, shape: Sequence[int]) -> Blank:
 def view(component: tf.Variable) -> np.ndarray:
     """What a component holds now, without a copy where that is possible; to be read at once, and let go."""
     if not _PRIVATE or not _is_plain(component):
-        return np.asarray(component.numpy())
-    return np.asarray(_read(component.handle, component.dtype)._numpy())
+        return as_array(component.numpy())
+    return as_array(_read(component.handle, component.dtype)._numpy())
+
+
+def as_array(value: object) -> np.ndarray:
+    """What `tf.Tensor.numpy` gives as an array; a scalar string is `bytes` there, of which NumPy would cut NULs."""
+    return np.array(value, object) if isinstance(value, bytes) else np.asarray(value)
 
 
 def _read(handle: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """The value of a plain variable; it shares the variable's memory."""
-    return pywrap_tfe.TFE_Py_FastPathExecute(
-        context.context(), "ReadVariableOp", None, handle, "dtype", dtype.as_datatype_enum
-    )
+    return _call("ReadVariableOp", handle, "dtype", dtype.as_datatype_enum)
 
 
 def _ask_for_huge_pages(array: np.ndarray) -> None:

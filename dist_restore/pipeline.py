@@ -68,12 +68,12 @@ class _Crew:
         self._waiting: collections.deque[_Queued] = collections.deque()
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one for each that waits, or more
         self._threads: list[threading.Thread] = []
-        try:
-            for _ in range(max(1, count - helped)):
-                self._grow()
-        except BaseException:
-            self.close()
-            raise
+        self._first = max(1, count - helped)
+
+    def start(self) -> None:
+        """Starts the threads; apart from making the crew, so that whoever is interrupted meanwhile can close it."""
+        for _ in range(self._first):
+            self._grow()
 
     def submit(self, task: Task, *, brief: bool) -> _Future:
         if not brief and len(self._threads) < self._count:
@@ -105,12 +105,13 @@ class _Crew:
         for _ in self._threads:
             self._tokens.put(False)
         for thread in self._threads:
-            thread.join()
+            with contextlib.suppress(RuntimeError):  # an interrupt came before it was started
+                thread.join()
 
     def _grow(self) -> None:
         thread = threading.Thread(target=self._work, name="dist_restore", daemon=True)
+        self._threads.append(thread)  # first, for an interrupt may come before `start` has returned
         thread.start()
-        self._threads.append(thread)
 
     def _take(self) -> _Queued | None:
         try:
@@ -226,6 +227,7 @@ def stream_pending(
     Each must be waited for (`Pending.result`) before the next one is asked for.
     """
     with contextlib.closing(_Crew(threads or thread_count(), helped=helps)) as crew:
+        crew.start()
         flight = _Flight[Result](crew, helps=helps)
         for work in works:
             while flight.nbytes and flight.nbytes + work.nbytes > budget:

@@ -13,7 +13,8 @@ from dist_restore.errors import (
     UnmatchedError,
 )
 from dist_restore.plan import RestorePlan
-from dist_restore.tables import escape_text, shorten
+from dist_restore.shortening import shorten
+from dist_restore.tables import escape_text
 
 _ERRORS: tuple[tuple[Problem, type[RestoreError], str], ...] = (
     (Problem.SHAPE, ShapeMismatchError, "have a source of another shape"),
@@ -42,7 +43,7 @@ def refuse_problems(plan: RestorePlan) -> None:
     parts = [_section([e for e in problems if e.problem is p], text) for p, _, text in kinds]
     parts.append(_advice(plan))
     names = tuple(e.target for e in problems)
-    raise kinds[0][1]("Nothing was changed. " + "\n".join(parts), names=names)
+    raise kinds[0][1](f"Nothing was changed. From {_short(plan.checkpoint)}:\n" + "\n".join(parts), names=names)
 
 
 def _refuse_empty(plan: RestorePlan) -> None:

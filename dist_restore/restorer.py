@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 import tensorflow as tf
 
 from dist_restore.collecting import uncollected
 from dist_restore.config import Matching, Order, Reads, RestoreConfig, Unmatched, Verify, choice
+from dist_restore.given import GivenPaths, path_text, rules_reader
 from dist_restore.plan import RestorePlan
 from dist_restore.report.report import RestoreReport
-from dist_restore.resolve.rules import RuleSet, RulesLike
+from dist_restore.resolve.rules import RulesLike
 from dist_restore.session import Session
-from dist_restore.sources.open import Paths, Resolved
 from dist_restore.targets import Restorable
 
 
@@ -40,7 +39,8 @@ class DistributedRestorer:
 
     Raises:
       ValueError: an option that is not known.
-      RuleError: rules that cannot be read.
+      RuleError: rules that cannot be read; where several workers restore together, `plan` and `restore` raise it, on
+        all of them.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class DistributedRestorer:
         progress: bool | None = None,
     ) -> None:
         self._target, self._strategy = target, strategy
-        self._rules = RuleSet.of(rules)
+        self._read_rules = rules_reader(rules, target, strategy)
         self._config = RestoreConfig(
             matching=choice(Matching, matching, "matching"),
             unmatched=choice(Unmatched, unmatched, "unmatched"),
@@ -79,13 +79,14 @@ class DistributedRestorer:
                 "matching='auto' is not built yet. Use 'exact', and paste from plan.suggestions into a rule file."
             )
 
-    def plan(self, path: Paths) -> RestorePlan:
+    def plan(self, path: GivenPaths) -> RestorePlan:
         """The dry run: reads no tensor data and changes no value. Called by all workers.
 
         Args:
-          path: a checkpoint prefix, a file of another format, or a directory (its latest checkpoint). Or a mapping of
-            such by name: of `{"encoder": ...}` the tensors are called `encoder:...`, in rules and in the plan. Without
-            rules, what just one of the checkpoints has by name and shape is taken from it.
+          path: a checkpoint prefix, a file of another format, or a directory or `tf.train.CheckpointManager` (its
+            latest checkpoint). Or a mapping of such by name: of `{"encoder": ...}` the tensors are called
+            `encoder:...`, in rules and in the plan. Without rules, what just one of the checkpoints has by name and
+            shape is taken from it.
 
         Returns:
           The plan; what `restore()` would refuse is an entry of it.
@@ -96,9 +97,9 @@ class DistributedRestorer:
           UnbuiltModelError: the model has no variables yet.
         """
         with uncollected():
-            return self._session().plan(_text(path))
+            return self._session().plan(path_text(path))
 
-    def restore(self, path: Paths) -> RestoreReport:
+    def restore(self, path: GivenPaths) -> RestoreReport:
         """Plans, checks, assigns, verifies and logs. Called by all workers.
 
         Args:
@@ -108,9 +109,9 @@ class DistributedRestorer:
           RestoreError: any of the tree in `errors`; unless it says otherwise, no variable has changed.
         """
         with uncollected():
-            return self._session().restore(_text(path), None)
+            return self._session().restore(path_text(path), None)
 
-    def apply(self, plan: RestorePlan, path: Paths) -> RestoreReport:
+    def apply(self, plan: RestorePlan, path: GivenPaths) -> RestoreReport:
         """Carries out a plan that was made before, for these variables and this checkpoint. Called by all workers.
 
         Raises:
@@ -118,13 +119,7 @@ class DistributedRestorer:
           RestoreError: as `restore`.
         """
         with uncollected():
-            return self._session().restore(_text(path), plan)
+            return self._session().restore(path_text(path), plan)
 
     def _session(self) -> Session:
-        return Session(self._target, self._strategy, self._rules, self._config)
-
-
-def _text(path: Paths) -> Resolved:
-    if isinstance(path, Mapping):
-        return {name: os.fspath(one) for name, one in path.items()}
-    return os.fspath(path)
+        return Session(self._target, self._strategy, self._read_rules, self._config)

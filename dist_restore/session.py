@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TypeVar
 
@@ -12,26 +12,15 @@ import tensorflow as tf
 from absl import logging
 
 from dist_restore.agreement import require_checkpoint, require_targets
+from dist_restore.announcing import announce
 from dist_restore.assign import Assigned, Assigner
 from dist_restore.config import Order, Reads, RestoreConfig, Unmatched, Verify
 from dist_restore.distribute.communicator import communicator_for
 from dist_restore.distribute.schedule import Unit, make_units
 from dist_restore.distribute.sharing import make_schedule
 from dist_restore.distribute.waiting import scaled
-from dist_restore.errors import (
-    CheckpointNotFoundError,
-    PlanMismatchError,
-    RestoreError,
-    VerificationError,
-)
-from dist_restore.execute import (
-    Ledger,
-    Limits,
-    assign_shared,
-    assign_units,
-    check_sources,
-    live_values,
-)
+from dist_restore.errors import CheckpointNotFoundError, PlanMismatchError, RestoreError, VerificationError
+from dist_restore.execute import Ledger, Limits, assign_shared, assign_units, check_sources, live_values
 from dist_restore.keeping import Kept
 from dist_restore.phases import during
 from dist_restore.plan import RestorePlan
@@ -62,17 +51,22 @@ class Session:
     Args:
       target: what is restored into.
       strategy: where its variables live; taken from them when None.
-      rules: say which names changed.
+      read_rules: gives the rules, which say which names changed; raises where this worker could not read them.
       config: the options.
     """
 
     def __init__(
-        self, target: Restorable, strategy: tf.distribute.Strategy | None, rules: RuleSet, config: RestoreConfig
+        self,
+        target: Restorable,
+        strategy: tf.distribute.Strategy | None,
+        read_rules: Callable[[], RuleSet],
+        config: RestoreConfig,
     ) -> None:
         self._target, self._given, self._strategy = target, strategy, guess_strategy(target, strategy)
-        self._rules, self._config = rules, config
+        self._read_rules, self._config = read_rules, config
         self._talk = communicator_for(self._strategy, config.timeout)
         self._stack = ExitStack()
+        self._rules = RuleSet()
         self._seconds: list[tuple[str, float]] = []
         self._path: Resolved = ""
         self._source: Source | None = None
@@ -104,7 +98,7 @@ class Session:
             assigned = self._assign(remote.local, reading, targets, remote, objects)
             self._verify(remote.only_local(assigned), targets)
             self._verify_remote(remote)
-            return self._finish(plan, reading, assigned, remote)
+            return self._finish(plan, reading, assigned, remote, targets)
 
     def _run(self, phase: str, work: Callable[[], Result], nbytes: int = 0) -> Result:
         start = time.perf_counter()
@@ -113,6 +107,8 @@ class Session:
         return result
 
     def _find(self) -> Targets:
+        _require_eager()
+        self._rules = self._read_rules()
         targets = find_targets(self._target, self._given)
         if targets.strategy is not self._strategy:
             raise RestoreError(
@@ -173,7 +169,7 @@ class Session:
         refuse_problems(plan)
         refuse_shared_iterators(plan.entries, self._talk.world_size)
         if self._config.log_dir and self._talk.rank == 0:
-            tf.io.gfile.makedirs(self._config.log_dir)
+            tensorboard.require_writable(self._config.log_dir)
         # One worker has nobody to compare it with, and for 50,000 variables it takes 0.3 s.
         digest = plan.digest if self._talk.world_size > 1 else ""
         # Without checksums equal samples are no proof, and the chief alone reads, unless others were told to.
@@ -332,7 +328,9 @@ class Session:
         if self._config.verify is Verify.REPLICAS and remote.is_needed:
             self._run("verify", remote.verify)
 
-    def _finish(self, plan: RestorePlan, reading: Reading, assigned: list[Assigned], remote: Remote) -> RestoreReport:
+    def _finish(
+        self, plan: RestorePlan, reading: Reading, assigned: list[Assigned], remote: Remote, targets: Targets
+    ) -> RestoreReport:
         read = remote.bytes_read + (self._source.bytes_read if self._source else 0)
         counts = self._talk.gather(str(read).encode(), "report")
         report = RestoreReport(
@@ -345,35 +343,37 @@ class Session:
             verified=self._config.verify is not Verify.NONE,
             hashes=tuple(sorted((a.name, f"{a.crc32c:08x}") for a in assigned)),
             world_size=self._talk.world_size,
+            formats=self._chiefs_formats(),
         )
-        self._talk.run_everywhere("report", lambda: self._log(report))
+        self._talk.run_everywhere("report", lambda: self._announce(report, dict(targets.handles)))
         return report
+
+    def _announce(self, report: RestoreReport, handles: Mapping[str, tf.Variable]) -> None:
+        if self._talk.rank == 0:
+            assigner = Assigner(self._strategy, self._talk.rank, self._talk.world_size)
+            announce(report, self._config.log_dir, handles, assigner)
+
+    def _chiefs_formats(self) -> tuple[str, ...]:
+        mine = " ".join(self._source.index().formats) if self._source else ""
+        return tuple(self._talk.broadcast(mine.encode(), "report").decode().split())
 
     def _chiefs_seconds(self) -> PhaseSeconds:
         """The report is the same on all workers."""
         lines = "\n".join(f"{name} {taken!r}" for name, taken in self._seconds)
         text = self._talk.broadcast(lines.encode(), "report").decode()
-        pairs = (line.split() for line in text.splitlines())
-        return PhaseSeconds(tuple((name, float(taken)) for name, taken in pairs))
+        return PhaseSeconds(tuple((name, float(taken)) for name, taken in map(str.split, text.splitlines())))
 
     def _progress(self, title: str, total: int) -> AbstractContextManager[Progress]:
         enabled = self._config.progress if self._talk.rank == 0 else False
         return progress(total, enabled, title)
 
-    def _log(self, report: RestoreReport) -> None:
-        if self._talk.rank != 0:
-            return
-        coverage = report.coverage
-        logging.info(
-            "dist_restore: filled %d of %d variables (%.1f%% of the bytes) from %s in %.2f s",
-            coverage.filled().variables,
-            coverage.total().variables,
-            100 * coverage.bytes,
-            report.plan.checkpoint,
-            report.seconds.total,
+
+def _require_eager() -> None:
+    if not tf.executing_eagerly():
+        raise RestoreError(
+            "A restore assigns variables at once, and cannot be a part of a graph: call plan(), restore() and apply() "
+            "outside of tf.function and of tf.Graph, before the first training step."
         )
-        if self._config.log_dir:
-            tensorboard.write(report, self._config.log_dir)
 
 
 def _are_local(source: Source | None) -> bool:

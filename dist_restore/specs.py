@@ -279,6 +279,11 @@ class CheckpointIndex:
         """What was opened: the paths of all parts, or the one path."""
         return tuple(part.index.path for part in self.parts) or (self.path,)
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that there are among the parts, each once; or the one format."""
+        return tuple(dict.fromkeys(part.index.format for part in self.parts)) or (self.format,)
+
     @functools.cached_property  # of some 100,000 names, and asked for in several phases
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes, dtypes and keys; equal for equal indexes wherever the files lie."""

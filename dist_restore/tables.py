@@ -20,11 +20,12 @@ from collections.abc import Iterable, Sequence
 
 import tabulate
 
+from dist_restore.shortening import NAME_WIDTH, shorten, shorten_apart
+
 # The order of the rows: what needs attention first, then what was changed most.
 STATUS_ORDER = ("unmatched", "ambiguous", "resized", "kept", "transformed", "renamed", "exact")
 PROBLEMS = ("unmatched", "ambiguous")
 
-NAME_WIDTH = 56  # two names, a shape and the ops then fit a terminal of about 200 columns
 OPS_WIDTH = 40
 MAX_LISTED_NAME = 400  # below the table names are whole, to be copied; longer ones are nobody's to copy
 REASON_WIDTH = 110
@@ -155,15 +156,19 @@ def _coverage_cells(name: str, tally: Sequence[int]) -> tuple[str, str, str]:
 
 def _table(rows: Iterable[TableRow]) -> str:
     header = ("status", "target", "shape", "source", "ops", "n", "bytes")
-    return _layout(header, [_cells(row) for row in rows], right=("n", "bytes"))
+    shown = list(rows)
+    targets = shorten_apart([escape_text(row.target) for row in shown])
+    sources = shorten_apart([_joined([escape_text(name) for name in joined_sources(r.sources)]) for r in shown])
+    cells = [_cells(*parts) for parts in zip(shown, targets, sources, strict=True)]
+    return _layout(header, cells, right=("n", "bytes"))
 
 
-def _cells(row: TableRow) -> tuple[str, ...]:
+def _cells(row: TableRow, target: str, sources: str) -> tuple[str, ...]:
     return (
         escape_text(row.status),
-        shorten(escape_text(row.target)),
+        target,
         str(list(row.shape)),
-        shorten(_joined([escape_text(name) for name in joined_sources(row.sources)])),
+        sources,
         shorten(_printable(row.ops), OPS_WIDTH),
         str(row.variables),
         human_bytes(row.bytes),
@@ -211,17 +216,20 @@ def _problem(row: TableRow) -> str:
 
 
 def _unused(unused: tuple[tuple[str, str], ...]) -> str:
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in unused:
-        by_reason.setdefault(reason, []).append(name)
+    by_reason: dict[str, list[tuple[str, str]]] = {}
+    for name, reason in sorted(unused, key=lambda pair: natural_key(pair[0])):
+        by_reason.setdefault(_DIGITS.sub("0", reason), []).append((name, reason))
     blocks = [
-        f"{shorten(pattern, MAX_LISTED_NAME)}\n{_wrapped(reason)}" for pattern, reason in _unused_families(by_reason)
+        f"{shorten(escape_text(row.target), MAX_LISTED_NAME)}\n{_wrapped(row.sources[0])}"
+        for group in by_reason.values()
+        for row in _unused_families(group)
     ]
     return "\n".join(f"unused: {block}" for block in blocks)
 
 
-def _unused_families(by_reason: dict[str, list[str]]) -> list[tuple[str, str]]:
-    return [(escape_text(p), reason) for reason, names in by_reason.items() for p, _ in patterns(names)]
+def _unused_families(unused: Iterable[tuple[str, str]]) -> tuple[TableRow, ...]:
+    """Names and reasons collapsed together, for a reason may name another tensor of the same block."""
+    return families(TableRow(name, (reason,), "", "exact", "", (), "", 1, 0, 0) for name, reason in unused)
 
 
 def _wrapped(text: str) -> str:
@@ -262,14 +270,6 @@ def _printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def shorten(text: str, width: int = NAME_WIDTH) -> str:
-    """Cuts the middle out of what is wider than `width`; both ends of a name tell it from its neighbours."""
-    if len(text) <= width:
-        return text
-    tail = (width - 1) * 3 // 5
-    return f"{text[: width - 1 - tail]}…{text[-tail:]}"
 
 
 def natural_key(name: str) -> tuple[tuple[tuple[int, str, str], ...], str]:

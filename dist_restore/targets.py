@@ -65,6 +65,11 @@ def find_targets(root: Restorable, strategy: tf.distribute.Strategy | None = Non
       UnbuiltModelError: a model, layer or optimizer has no variables yet.
       RestoreError: the variables live under more than one strategy.
     """
+    if isinstance(root, tf.train.CheckpointManager):
+        raise RestoreError(
+            "The target is a tf.train.CheckpointManager, which holds no variables itself: pass manager.checkpoint as "
+            "the target, and the manager as the path."
+        )
     graph = walk(root, strategy)
     leaves, optimizers = name_graph(graph.nodes)
     if not leaves:

@@ -149,6 +149,18 @@ def test_what_cannot_be_restored_is_refused_everywhere(saved: tuple[str, tf.trai
         assert "model/new/kernel" in found["names"]
 
 
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_rules_that_one_worker_cannot_read_are_refused_everywhere(
+    saved: tuple[str, tf.train.Checkpoint], tmp_path: pathlib.Path, culprit: int
+) -> None:
+    each: list[dict[str, Any]] = [{}, {}]
+    each[culprit] = {"rules": str(tmp_path / "lost.toml")}
+    for found in values(run_cluster(programs.restore_as_they_like, 2, path=saved[0], each=each)):
+        assert (found["rank"], found["phase"]) == (culprit, "resolve")
+        assert {"WorkerError", "RuleError"} <= {*found["is"]} and not found["changed"]
+        assert "lost.toml" in found["text"]
+
+
 def test_workers_that_end_up_with_different_values_hear_of_it(saved: tuple[str, tf.train.Checkpoint]) -> None:
     for outcome in run_cluster(programs.restore_with_a_bad_memory, 2, path=saved[0], culprit=1):
         assert outcome.error is not None and (outcome.error["rank"], outcome.error["phase"]) == (1, "verify")

@@ -141,3 +141,19 @@ def test_a_subclass_of_a_variable_is_written_through_its_own_assign() -> None:
     assert host_memory.plain_components(variable) is None
     Assigner(tf.distribute.get_strategy()).assign(variable, np.float32(3.0))
     assert variable.numpy() == 6.0
+
+
+def test_fast_calls_raise_tensorflows_public_errors() -> None:
+    variable = tf.Variable([1.0, 2.0])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="AssignVariableOp: "):
+        host_memory.write(variable, tf.constant(3))
+    with pytest.raises(tf.errors.UnimplementedError):
+        host_memory.write(variable, "no tensor")
+    np.testing.assert_array_equal(variable.numpy(), [1.0, 2.0])
+
+
+def test_a_device_without_the_op_that_shares_memory_copies() -> None:
+    class Component:
+        handle = tf.constant(1.0)  # no resource, so the op refuses it
+
+    host_memory.share_memory(Component())

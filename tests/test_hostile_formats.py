@@ -373,6 +373,16 @@ def test_groups_and_sizes_that_keras_never_writes_are_refused(
     refuse(dr.CheckpointCorruptError, checkpoint(model), path)
 
 
+def test_chunks_that_would_take_a_gigabyte_are_refused(model: keras.Model, tmp_path: pathlib.Path) -> None:
+    path = write_weights(model, tmp_path)
+    options = {"maxshape": (None, 4), "chunks": (1 << 26, 4), "compression": "gzip"}
+    with h5py.File(path, "a") as file:
+        dataset = file["layers/dense/vars"].create_dataset("1", (8, 4), np.float32, **options)
+        dataset.id.write_direct_chunk((0, 0), bytes(1000))
+    assert path.stat().st_size < 1 << 20
+    refuse(dr.UnsupportedFormatError, checkpoint(model), path, "layers/dense/vars/1", "chunks", "1073741824")
+
+
 def test_compressed_and_big_endian_datasets_are_read(tmp_path: pathlib.Path, strategy: tf.distribute.Strategy) -> None:
     old = seq("ab")
     scramble(old)

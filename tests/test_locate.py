@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,30 @@ def test_a_copied_directory_is_not_followed_to_where_it_was(managed, tmp_path):
     state.write_text(f'model_checkpoint_path: "{managed}/ckpt-2"\n')
     os.rename(managed, tmp_path / "copy")
     assert resolve_prefix(str(tmp_path / "copy")) == str(tmp_path / "copy/ckpt-2")
+
+
+def test_a_copy_is_read_and_not_its_original(managed, tmp_path, caplog):
+    Path(managed, "checkpoint").write_text(f'model_checkpoint_path: "{managed}/ckpt-2"\n')
+    shutil.copytree(managed, tmp_path / "copy")
+    with caplog.at_level("INFO"):
+        assert resolve_prefix(str(tmp_path / "copy")) == str(tmp_path / "copy/ckpt-2")
+    assert f"names {managed}/ckpt-2; took {tmp_path}/copy/ckpt-2" in caplog.text
+    assert resolve_prefix(managed) == f"{managed}/ckpt-2"
+
+
+def test_a_copy_without_the_checkpoint_is_an_error_that_names_both(managed, tmp_path):
+    Path(managed, "checkpoint").write_text(f'model_checkpoint_path: "{managed}/ckpt-2"\n')
+    shutil.copytree(managed, tmp_path / "copy", ignore=shutil.ignore_patterns("ckpt-2.*"))
+    with pytest.raises(CheckpointNotFoundError) as error:
+        resolve_prefix(str(tmp_path / "copy"))
+    assert f"names {managed}/ckpt-2" in str(error.value)
+    assert f"no complete {tmp_path}/copy/ckpt-2" in str(error.value)
+
+
+def test_a_link_to_a_run_is_the_run(managed, tmp_path):
+    Path(managed, "checkpoint").write_text(f'model_checkpoint_path: "{managed}/ckpt-2"\n')
+    os.symlink(managed, tmp_path / "link")
+    assert resolve_prefix(str(tmp_path / "link")) in (f"{managed}/ckpt-2", str(tmp_path / "link/ckpt-2"))
 
 
 def test_a_state_file_that_names_a_lost_index_is_an_error_that_lists_the_others(managed):

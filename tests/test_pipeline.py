@@ -422,3 +422,22 @@ def test_parts_are_shown_once_they_are_filled_and_a_short_file_is_named(tmp_path
         source.read_parts("large", 0, parts, seen)
     assert shown == [1 << 20] * ((place.size - cut) >> 20)
     source.close()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_interrupt_while_a_thread_starts_leaves_none(monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+    made: list[threading.Thread] = []
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            made.append(self)
+            if len(made) < 3 or not before:
+                super().start()
+            if len(made) == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading, "Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(stream([Work(1, lambda: Started((), lambda: 1))], 10, threads=4))
+    assert len(made) == 3
+    assert not any(thread.is_alive() for thread in made)

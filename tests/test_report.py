@@ -159,7 +159,16 @@ def test_the_summary_is_the_golden_one() -> None:
         ({"verify": "none", "verified": False}, "Nothing was verified"),
         (
             {"verify": "checksum"},
-            "has the checksums that the checkpoint stores, where its format has any.",
+            "Verified: what was read whole has the checksums that the checkpoint stores.",
+        ),
+        ({"verify": "checksum", "formats": ("tf2",)}, "has the checksums that the checkpoint stores."),
+        (
+            {"verify": "checksum", "formats": ("keras_weights",)},
+            "Verified: the file's sizes alone are right, for its format (.weights.h5) stores no checksums.",
+        ),
+        (
+            {"verify": "replicas", "formats": ("tf2", "safetensors")},
+            "that the checkpoint stores (of safetensors there are none), and every replica of every restored variable",
         ),
         ({"verify": "replicas", "verified": False}, "NOT verified, although verify='replicas'."),
         ({"bytes_read": (), "seconds": PhaseSeconds(), "world_size": 1}, "in 0.00 s. Read 0 B with 1 worker. Reads:"),

@@ -293,3 +293,44 @@ def test_a_code_block_cannot_be_closed_from_inside() -> None:
 def test_usual_names_are_readable_as_markdown_source() -> None:
     assert tables.markdown_text("model/dense_1/kernel") == "model/dense_1/kernel"
     assert tables.markdown_text("_a_|`<&") == "&#95;a&#95;&#124;&#96;&#60;&#38;"
+
+
+def long_row(target: str, source: str = "") -> TableRow:
+    return TableRow(target, (source or target,), "", "renamed", "optimizer", (2,), "float32", 1, 1, 8)
+
+
+def test_long_names_that_differ_in_the_middle_still_differ_when_they_are_cut() -> None:
+    start, end = "optimizer/inner_optimizer", "model/decoder/blocks/attention/query_projection/kernel"
+    names = [f"{start}/{role}/{end}" for role in ("momentum", "velocity")]
+    table = plan_table(tuple(long_row(name, f"old/{name}") for name in names))
+    lines = [line for line in table.splitlines() if line.startswith("renamed")]
+    assert len({line.split()[1] for line in lines}) == 2
+    assert ["momentum" in line for line in lines] == [True, False]
+    assert ["velocity" in line for line in lines] == [False, True]
+    assert all(line.count("momentum") == 2 or line.count("velocity") == 2 for line in lines)
+    assert all("…" in line for line in lines)
+
+
+def test_names_whose_difference_is_too_long_to_show_are_whole() -> None:
+    names = [f"model/{'a' * 30}{end}{'b' * 40}/{'c' * 40}" for end in ("x" * 60, "y" * 60)]
+    table = plan_table(tuple(long_row(name) for name in names))
+    assert all(name in table for name in names)
+
+
+def test_unused_tensors_whose_reasons_name_their_own_block_are_one_family_in_natural_order() -> None:
+    unused = tuple(
+        (f"slot/{role}/blocks/{i}/w", f"slot {role!r} of 'blocks/{i}/w', which no target has")
+        for role in ("velocity", "momentum")
+        for i in (0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9)
+    )
+    text = plan_table((long_row("w"),), unused)
+    assert "slot/momentum/blocks/{0..11}/w" in text and "slot/velocity/blocks/{0..11}/w" in text
+    assert "of 'blocks/{0..11}/w', which no target has" in text
+    assert text.count("unused:") == 2
+
+
+def test_unused_tensors_that_cannot_be_one_family_are_in_natural_order() -> None:
+    unused = tuple((f"block_{i}/w", f"used by rule {(7 * i) % 5}") for i in (10, 11, 2, 0))
+    text = plan_table((long_row("w"),), unused)
+    places = [text.index(name) for name in ("block_0/", "block_2/", "block_10/", "block_11/")]
+    assert places == sorted(places), text

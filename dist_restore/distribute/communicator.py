@@ -118,12 +118,9 @@ def communicator_for(strategy: tf.distribute.Strategy, timeout: float = 600.0) -
       strategy: where the variables live.
       timeout: seconds that any one wait for another worker may take, when no bytes are at stake.
     """
-    # With parameter servers as with TPU pods one program drives the devices of all hosts (see `remote`).
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if is_alone(strategy):
         return LocalCommunicator()
     rank, tasks = _place(strategy.cluster_resolver)
-    if len(tasks) <= 1:
-        return LocalCommunicator()
     # Here and not above, for it imports what TF does not promise: whoever trains alone need not have it.
     from dist_restore.distribute.coordination import CoordinationService
 
@@ -137,6 +134,12 @@ def communicator_for(strategy: tf.distribute.Strategy, timeout: float = 600.0) -
         timeout=timeout,
         exchange=lambda senders: CollectiveExchange(tasks, rank, senders, keys),
     )
+
+
+def is_alone(strategy: tf.distribute.Strategy) -> bool:
+    """Whether there is nobody to talk to: with parameter servers as with TPU pods one program drives all hosts."""
+    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return not several or len(_place(strategy.cluster_resolver)[1]) <= 1
 
 
 def _place(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> tuple[int, list[str]]:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from dist_restore.distribute.waiting import TICK_SECONDS, in_thread, scaled
 from dist_restore.errors import RestoreError, WorkerError
 from dist_restore.phases import during
-from dist_restore.tables import shorten
+from dist_restore.shortening import shorten
 
 # For what is on its way on other hosts when one has failed.
 _LAST_SECONDS = 30.0

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from dist_restore.tables import escape_text, shorten
+from dist_restore.shortening import shorten
+from dist_restore.tables import escape_text
 
 # A restore that takes less than this shows nothing; a flash of a bar tells nobody anything.
 DELAY_SECONDS = 1.0

@@ -13,13 +13,11 @@ from dist_restore.plan import RestorePlan
 from dist_restore.report import encode
 from dist_restore.tables import REASON_WIDTH, collapse, escape_text, human_bytes
 
-# What was compared, in words, by the `verify` option.
-_VERIFIED = {
-    "none": 'Nothing was verified (verify="none").',
-    "checksum": "Verified: what was read whole has the checksums that the checkpoint stores, where its format has any.",
-    "replicas": "Verified: what was read whole has the checksums that the checkpoint stores, where its format has any, "
-    "and every replica of every restored variable holds what was assigned.",
-}
+# What was compared beyond the checkpoint's checksums, in words, by the `verify` option.
+_VERIFIED = {"checksum": "", "replicas": "every replica of every restored variable holds what was assigned"}
+# Formats whose files hold checksums of the tensors, as `CheckpointIndex.format` calls them, and those that have none.
+_WITH_CHECKSUMS = frozenset({"tf1", "tf2", "saved_model", "npz", "keras_archive"})
+_WITHOUT_CHECKSUMS = {"safetensors": "safetensors", "keras_weights": ".weights.h5", "keras_h5": ".h5"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,6 +64,7 @@ class RestoreReport:
       verify: the option: `none`, `checksum` or `replicas`.
       hashes: `(variable, hex digest)` of what was assigned, sorted; empty when nothing was hashed.
       world_size: number of workers.
+      formats: of the checkpoints, as their indexes call them.
     """
 
     plan: RestorePlan
@@ -77,6 +76,7 @@ class RestoreReport:
     verify: str = "none"
     hashes: tuple[tuple[str, str], ...] = ()
     world_size: int = 1
+    formats: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> Coverage:
@@ -102,6 +102,7 @@ class RestoreReport:
                 "unchecked": list(self.unchecked),
                 "hashes": [list(pair) for pair in self.hashes],
                 "world_size": self.world_size,
+                "formats": list(self.formats),
             },
         )
 
@@ -131,7 +132,20 @@ class RestoreReport:
     def _verification(self) -> str:
         if self.verify != "none" and not self.verified:
             return f"NOT verified, although verify={self.verify!r}."
-        return _VERIFIED.get(self.verify, f"Verified: {escape_text(self.verify)}.")
+        if self.verify == "none":
+            return 'Nothing was verified (verify="none").'
+        if self.verify not in _VERIFIED:
+            return f"Verified: {escape_text(self.verify)}."
+        beyond = _VERIFIED[self.verify]
+        return f"Verified: {self._checksums()}{f', and {beyond}' if beyond else ''}."
+
+    def _checksums(self) -> str:
+        """What was compared with the file, which depends on its format."""
+        without = ", ".join(_WITHOUT_CHECKSUMS.get(f, f) for f in self.formats if f not in _WITH_CHECKSUMS)
+        if without and not _WITH_CHECKSUMS.intersection(self.formats):
+            return f"the file's sizes alone are right, for its format ({escape_text(without)}) stores no checksums"
+        stored = "what was read whole has the checksums that the checkpoint stores"
+        return f"{stored} (of {escape_text(without)} there are none)" if without else stored
 
     def _unchecked(self) -> str:
         if not self.unchecked:

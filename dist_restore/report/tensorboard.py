@@ -5,11 +5,13 @@ Called by the chief alone: every worker has the same report, and event files of 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 from dist_restore.entries import Coverage, Status, Tally
+from dist_restore.errors import RestoreError
 from dist_restore.report import markdown
 from dist_restore.report.report import RestoreReport
 
@@ -32,6 +34,25 @@ def write(report: RestoreReport, log_dir: str, step: int = 0) -> None:
             _write_all(report)
     finally:
         writer.close()
+
+
+def require_writable(log_dir: str) -> None:
+    """Makes the directory and a file in it, which is removed again. Called by the chief, before a variable changes.
+
+    Raises:
+      RestoreError: that cannot be done.
+    """
+    probe = f"{log_dir.rstrip('/')}/.dist_restore-{uuid.uuid4().hex}"
+    try:
+        tf.io.gfile.makedirs(log_dir)
+        with tf.io.gfile.GFile(probe, "w") as file:
+            file.write("")
+        tf.io.gfile.remove(probe)
+    except (tf.errors.OpError, OSError) as error:
+        raise RestoreError(
+            f"log_dir={log_dir!r}: summaries cannot be written there: {error}. Nothing was changed. Pass a directory "
+            "that this process may write to, or log_dir=None."
+        ) from error
 
 
 def _write_all(report: RestoreReport) -> None:

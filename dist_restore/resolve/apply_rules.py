@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from typing import NamedTuple
 
+from absl import logging
+
 from dist_restore.errors import RuleError
 from dist_restore.resolve.names import Named, NameTable
 from dist_restore.resolve.nearest import nearest, quote
@@ -28,6 +30,7 @@ class Assignment(NamedTuple):
       part: which of the rule's targets this is.
       parts: how many targets the rule has.
       rule: index of the rule.
+      called: the names by which the rule means the tensors, where these are aliases.
     """
 
     sources: tuple[SourceTensor, ...]
@@ -35,6 +38,7 @@ class Assignment(NamedTuple):
     part: int
     parts: int
     rule: int
+    called: tuple[str, ...] = ()
 
 
 class Decisions:
@@ -75,8 +79,13 @@ def apply_rules(rules: RuleSet, sources: NameTable[SourceTensor], targets: NameT
             fired = _Application(rule, index, sources, targets, decisions).run()
         except RuleError as error:
             raise RuleError(f"{where} ({rule.describe()}): {error}") from error
-        if not fired and not rule.optional:
+        if fired:
+            continue
+        if not rule.optional:
             raise RuleError(f"{where} ({rule.describe()}) matched nothing. {_hint(rule, sources, targets, decisions)}")
+        digits = _digits_only(rule, sources, targets)
+        if digits:
+            logging.warning("dist_restore: %s (%s) is optional and matched nothing. %s", where, rule.describe(), digits)
     return decisions
 
 
@@ -127,9 +136,10 @@ class _Application:
     def _map(self) -> bool:
         fired = False
         for name, captures in self._captures():
-            sources = self._lookup_sources(name, captures)
+            called: list[str] = []
+            sources = self._lookup_sources(name, captures, called)
             if sources is not None:
-                fired |= self._assign(sources, captures)
+                fired |= self._assign(sources, captures, tuple(called))
         return fired
 
     def _captures(self) -> Iterator[tuple[str | None, Captures]]:
@@ -152,7 +162,10 @@ class _Application:
             )
         yield from ((None, captures) for _, _, captures in _matches(driver, self._targets))
 
-    def _lookup_sources(self, matched: str | None, captures: Captures) -> tuple[SourceTensor, ...] | None:
+    def _lookup_sources(
+        self, matched: str | None, captures: Captures, called: list[str]
+    ) -> tuple[SourceTensor, ...] | None:
+        """The tensors of one match; names of theirs that are aliases are added to `called`."""
         found: list[SourceTensor] = []
         for position, pattern in enumerate(self._from):
             # What was matched is not filled in again; of regexes only the others are templates.
@@ -164,6 +177,8 @@ class _Application:
             if not self._is_free(tensor, pattern):
                 return None
             found.append(tensor)
+            if name is not None and name != tensor.name:
+                called.append(name)
         return tuple(found)
 
     def _is_free(self, tensor: SourceTensor, pattern: Pattern) -> bool:
@@ -184,17 +199,22 @@ class _Application:
                 f"Nearest names: {quote(close) or 'none'}."
             )
 
-    def _assign(self, sources: tuple[SourceTensor, ...], captures: Captures) -> bool:
+    def _assign(self, sources: tuple[SourceTensor, ...], captures: Captures, called: tuple[str, ...]) -> bool:
         names = [pattern.fill(captures) or pattern.text for pattern in self._to]
         variables = [self._targets.get(name) for name in names]
         if not any(variables):
             for tensor in sources:
                 self._decisions.missed.setdefault(tensor.name, (self._index, names[0]))
             return False
-        return any([self._assign_part(sources, part, names[part], v) for part, v in enumerate(variables)])
+        return any([self._assign_part(sources, part, names[part], v, called) for part, v in enumerate(variables)])
 
     def _assign_part(
-        self, sources: tuple[SourceTensor, ...], part: int, name: str, variable: TargetVariable | None
+        self,
+        sources: tuple[SourceTensor, ...],
+        part: int,
+        name: str,
+        variable: TargetVariable | None,
+        called: tuple[str, ...],
     ) -> bool:
         if variable is None:
             close = nearest(name, self._targets.all_names())
@@ -204,7 +224,7 @@ class _Application:
             )
         if not self._claim(variable, sources, self._to[part]):
             return False
-        assignment = Assignment(sources, self._rule.ops, part, len(self._to), self._index)
+        assignment = Assignment(sources, self._rule.ops, part, len(self._to), self._index, called)
         self._decisions.assigned[variable.name] = assignment
         for tensor in sources:
             self._decisions.used.setdefault(tensor.name, self._index)
@@ -251,15 +271,59 @@ def _hint(
     rule: Rule, sources: NameTable[SourceTensor], targets: NameTable[TargetVariable], decisions: Decisions
 ) -> str:
     """What is wrong with a rule that matched nothing: a source or target that is not there, with nearest names."""
+    digits = _digits_only(rule, sources, targets)
+    if digits:
+        return digits
     hints = [_missing(text, rule.regex, sources) for text in (*rule.sources, rule.drop) if text]
     hints += [_missing(text, rule.regex, targets) for text in (*rule.targets, rule.keep) if text]
     for hint in filter(None, hints):
-        return hint
+        return f"{hint}{_renamed_already(rule, sources, targets)}"
     if decisions.missed:
         name, (_, target) = next(reversed(decisions.missed.items()))
         close = nearest(target, targets.all_names())
         return f"It would map {name!r} to {target!r}. Nearest names in the model: {quote(close) or 'none'}."
     return "Earlier rules took all that it matches. If it may match nothing, say optional = true."
+
+
+def _digits_only(rule: Rule, sources: NameTable[SourceTensor], targets: NameTable[TargetVariable]) -> str:
+    """That a capture of one letter is why nothing matches, and the longer name that would; else empty."""
+    found = [_digits_only_in(text, sources) for text in (*rule.sources[:1], rule.drop) if text and not rule.regex]
+    found += [_digits_only_in(text, targets) for text in (rule.keep,) if text and not rule.regex]
+    return next(filter(None, found), "")
+
+
+def _digits_only_in(text: str, table: NameTable[Named]) -> str:
+    pattern = compile_pattern(text)
+    letters = [place for place in pattern.groups if len(place) == 1]
+    longer = text
+    for letter in letters:
+        longer = longer.replace(f"{{{letter}}}", f"{{{letter}{letter}}}")
+    if longer == text or any(True for _ in _matches(pattern, table)):
+        return ""
+    name = next((name for name, _, _ in _matches(compile_pattern(longer), table)), None)
+    if name is None:
+        return ""
+    return (
+        f"{quote([text])}: a capture of one letter takes digits only. With longer names, {quote([longer])}, it matches "
+        f"{quote([name])}; write so on all sides of the rule."
+    )
+
+
+def _renamed_already(rule: Rule, sources: NameTable[SourceTensor], targets: NameTable[TargetVariable]) -> str:
+    """That a checkpoint has the new names and not the old ones: it was saved by the program of today; else empty."""
+    if rule.regex or not rule.targets:
+        return ""
+    old, new = compile_pattern(rule.sources[0]), compile_pattern(rule.targets[0])
+    if old.computed or new.computed or any(True for _ in _matches(old, sources)):
+        return ""
+    here = (name for name, item, _ in _matches(new, targets) if sources.get(item.name) is not None)
+    name = next(here, None)
+    if name is None:
+        return ""
+    return (
+        f" But it has the new name {quote([name])} already: if it was saved by the program as it is now, the rule is "
+        "not needed for it. Restore it without the rule, or say optional = true."
+    )
 
 
 def _missing(text: str, regex: bool, table: NameTable[Named]) -> str:

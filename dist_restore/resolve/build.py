@@ -65,7 +65,11 @@ def build_entry(target: TargetVariable, choice: Choice) -> PlanEntry:
         raise RuleError(f"{choice.evidence}: {target.name!r}: {error}") from error
     if result.shape != target.spec.shape:
         return _problem(target, choice, Problem.SHAPE, _shape_reason(target, choice, ops, result))
-    if not _castable(result.dtype, target.spec.dtype):
+    try:
+        castable = _castable(result.dtype, target.spec.dtype)
+    except DtypeMismatchError as error:  # of a later TensorFlow
+        return _problem(target, choice, Problem.DTYPE, _unknown_reason(target, choice, error))
+    if not castable:
         return _problem(target, choice, Problem.DTYPE, _dtype_reason(target, choice, result))
     return _entry(target, choice, _with_cast(ops, result, target), specs)
 
@@ -121,6 +125,11 @@ def _dtype_reason(target: TargetVariable, choice: Choice, result: TensorSpec) ->
         f"expected dtype {target.spec.dtype}, found {what}: a change from {result.dtype} must be declared, with a rule "
         f'whose ops end in {{ cast = {{ dtype = "{target.spec.dtype}" }} }}.'
     )
+
+
+def _unknown_reason(target: TargetVariable, choice: Choice, error: DtypeMismatchError) -> str:
+    what = " + ".join(f"{s.name!r} ({s.spec.dtype})" for s in choice.sources)
+    return f'expected dtype {target.spec.dtype}, found {what}: {error} Or write keep = "{target.name}".'
 
 
 def _object_reason(target: TargetVariable, choice: Choice) -> str:

@@ -130,6 +130,8 @@ class _Resolution:
 
     def _ruled_choice(self, assignment: Assignment) -> Choice:
         evidence = self._where[assignment.rule]
+        if assignment.called:
+            evidence = f"{evidence}, as {quote(assignment.called)}"
         return Choice(assignment.sources, assignment.ops, evidence, assignment.part, assignment.parts)
 
     def _unfilled(self, variable: TargetVariable, outcome: Conflict | None) -> PlanEntry:
@@ -188,7 +190,8 @@ class _Resolution:
         marked = sorted(self._mark_unchecked(list(entries)), key=lambda e: e.target)
         used = {name for e in marked for name in e.sources}
         done = tuple(self._suggester.with_candidates(marked, self._targets, used))
-        unused = tuple(self._unused(t) for t in self._sources.tensors if t.name not in used)
+        by_target = {e.target: e for e in marked if e.problem is not Problem.NONE}
+        unused = tuple(self._unused(t, by_target) for t in self._sources.tensors if t.name not in used)
         unused += tuple(Unused(name, reason) for name, reason in self._sources.ignored)
         return RestorePlan(
             checkpoint=self._sources.path,
@@ -209,7 +212,7 @@ class _Resolution:
             for e in entries
         ]
 
-    def _unused(self, tensor: SourceTensor) -> Unused:
+    def _unused(self, tensor: SourceTensor, problems: Mapping[str, PlanEntry]) -> Unused:
         rule = self._decisions.dropped.get(tensor.name)
         if rule is not None:
             return Unused(tensor.name, f"dropped by {self._rules.where(rule)}")
@@ -227,6 +230,10 @@ class _Resolution:
         if own in self._decisions.assigned:
             where = self._rules.where(self._decisions.assigned[own].rule)
             return Unused(tensor.name, f"{where} fills the variable of this name from another tensor")
+        entry = problems.get(own)
+        if entry is not None and entry.spec.shape != tensor.spec.shape:
+            shapes = f"{list(tensor.spec.shape)}, and that of the variable {list(entry.spec.shape)}"
+            return Unused(tensor.name, f"the variable of this name has another shape: the tensor's is {shapes}")
         return Unused(tensor.name, "no variable of the model has this name")
 
 

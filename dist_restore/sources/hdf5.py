@@ -28,6 +28,8 @@ _MAX_DEPTH, _MAX_OBJECTS = 100, 1 << 20
 # Names of a large model's layers in one attribute; Keras splits what is above 64 KB.
 _MAX_ATTRIBUTE = 16 << 20
 _STEP = 4 << 20
+# The library unpacks chunks whole, however little of one is asked for; those that h5py chooses have at most 1 MB.
+_MAX_CHUNK, _SMALL_CHUNK = 64 << 20, 4 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ class Hdf5:
         if layout == h5py.h5d.CHUNKED:
             if size > stored * MAX_EXPANSION:
                 raise CheckpointCorruptError(f"{where}: says that {stored} bytes unpack to {size}; that cannot be.")
+            _require_small_chunks(where, tuple(map(int, item.chunks)), dtype, size)
             return _Chunked(self._data, self._lock, item, dtype, shape)
         require_fits(where, dtype, shape, stored)
         offset = item.id.get_offset()
@@ -167,6 +170,17 @@ class Hdf5:
     def close(self) -> None:
         """Closes the library's handle."""
         self._file.close()
+
+
+def _require_small_chunks(where: str, chunk: tuple[int, ...], dtype: np.dtype, size: int) -> None:
+    """Refuses chunks that would take much more memory than the dataset or than a piece of it."""
+    nbytes, limit = math.prod(chunk) * dtype.itemsize, min(_MAX_CHUNK, max(_SMALL_CHUNK, 2 * size))
+    if nbytes > limit:
+        raise UnsupportedFormatError(
+            f"{where}: its chunks {list(chunk)} take {nbytes} bytes each, of which nothing less can be read, and the "
+            f"dataset has {size}; at most {limit} are read. Copy it with smaller chunks, or in one piece "
+            "(h5repack -l CONTI)."
+        )
 
 
 def _stored_dtype(item: h5py.Dataset, where: str) -> np.dtype:

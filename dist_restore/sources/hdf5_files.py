@@ -15,6 +15,7 @@ from dist_restore.sources.hdf5 import Dataset, Group, Hdf5
 from dist_restore.sources.keras_config import LayerConfig, parse_config
 from dist_restore.sources.keras_weights import is_weights, name_weights, numbered_optimizers
 from dist_restore.sources.legacy_h5 import is_legacy, name_legacy
+from dist_restore.sources.naming_files import of_file
 from dist_restore.sources.readers import DataFile, ReaderSource, TensorReader, is_sampled, sampled_digest
 from dist_restore.specs import Box, CheckpointIndex, OptimizerInfo, SourceTensor
 
@@ -123,7 +124,8 @@ class _Checked:
 def _source(
     path: str, files: Sequence[DataFile], hdf5: Hdf5, config: LayerConfig | None, identity: str, once: _Once | None
 ) -> ReaderSource:
-    format_name, named, optimizers, ignored = _named(path, hdf5.root, config)
+    with of_file(path):
+        format_name, named, optimizers, ignored = _named(path, hdf5.root, config)
     if not named:
         raise UnsupportedFormatError(f"{path}: holds no variables")
     index = CheckpointIndex(path, format_name, tuple(t for t, _ in named), optimizers, ignored)

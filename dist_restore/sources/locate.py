@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 
+from absl import logging
 from google.protobuf import text_format
 from rapidfuzz import process
 
@@ -34,6 +35,7 @@ _BY_SUFFIX = {
 # PyTorch Lightning calls its pickles `.ckpt`, so the first bytes tell what the name does not.
 _BY_CONTENT = {b"PK\x03\x04": _EXPORT, b"\x80": _EXPORT}
 _SAFETENSORS, _SAFETENSORS_INDEX = ".safetensors", ".safetensors.index.json"
+_SHARDED_WEIGHTS = ".weights.json"
 _HDF5 = b"\x89HDF"
 # How a file of each kind begins: behind safetensors' length comes its JSON header.
 _READ = {
@@ -152,23 +154,48 @@ def _resolve_prefixes(directory: str, names: set[str], prefixes: list[str]) -> s
 
 
 def _resolve_state(directory: str) -> str:
-    latest = _latest(directory)
+    latest, is_recorded_absolute = _latest(directory)
     folder, name = _split(latest)
+    # Absolute paths, as TF1's Saver writes them, are those of the original once a directory was moved or copied.
+    here = _join(directory, name)
+    if is_recorded_absolute and not _is_below(folder, directory):
+        return _require_here(latest, here, directory)
     names = files.list_directory(folder)
     if f"{name}{_INDEX}" in names:
         return _require_complete(latest, folder, names)
-    # TF1's Saver writes absolute paths, which are wrong once the directory has been moved or copied.
-    moved = _join(directory, name)
-    if moved != latest and moved in complete_prefixes(directory):
-        return moved
+    if here in complete_prefixes(directory):
+        return here
+    raise _lost(latest, directory)
+
+
+def _require_here(latest: str, here: str, directory: str) -> str:
+    """The checkpoint in the directory that was given, and never one of the same name that lies elsewhere."""
+    folder, name = _split(latest)
+    if here in complete_prefixes(directory):
+        logging.info("dist_restore: %s names %s; took %s", _join(directory, _STATE_FILE), latest, here)
+        return here
+    if f"{name}{_INDEX}" not in files.list_directory(folder):
+        raise _lost(latest, directory)
     raise _not_found(
-        f"{latest}{_INDEX}: no such file, though {_join(directory, _STATE_FILE)} names it as the latest checkpoint",
+        f"{_join(directory, _STATE_FILE)} names {latest}, which is in another directory, and there is no complete "
+        f"{here}: the directory was copied without it? Pass {latest} itself if that is meant",
         directory,
     )
 
 
-def _latest(directory: str) -> str:
-    """What the state file names; relative names are relative to its directory."""
+def _lost(latest: str, directory: str) -> CheckpointNotFoundError:
+    state = _join(directory, _STATE_FILE)
+    return _not_found(f"{latest}{_INDEX}: no such file, though {state} names it as the latest checkpoint", directory)
+
+
+def _is_below(folder: str, directory: str) -> bool:
+    """Whether a folder is a directory or lies in it, links followed."""
+    inner, outer = (p if files.is_remote(p) else os.path.realpath(p or ".") for p in (folder, directory))
+    return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
+
+
+def _latest(directory: str) -> tuple[str, bool]:
+    """What the state file names, and whether by an absolute path; relative names are relative to its directory."""
     path = _join(directory, _STATE_FILE)
     try:
         text = files.read_all(path, _STATE_LIMIT).decode("utf-8")
@@ -178,7 +205,8 @@ def _latest(directory: str) -> str:
         raise _not_found(f"{path}: cannot be read: {error}", directory) from error
     if not name:
         raise _not_found(f"{path}: names no checkpoint", directory)
-    return name if files.is_remote(name) or os.path.isabs(name) else _join(directory, name)
+    is_absolute = files.is_remote(name) or os.path.isabs(name)
+    return name if is_absolute else _join(directory, name), is_absolute
 
 
 def _data_files(names: Iterable[str]) -> dict[str, dict[int, set[int]]]:
@@ -226,6 +254,11 @@ def _contents(names: Iterable[str]) -> str:
 
 
 def _unsupported(path: str) -> RestoreError:
+    if path.lower().endswith(_SHARDED_WEIGHTS):
+        return UnsupportedFormatError(
+            f"{path}: Keras' list of the shards of weights, which is not read. Save them in one file: "
+            "model.load_weights(path) in the program that wrote it, then model.save_weights('model.weights.h5')."
+        )
     advice = _BY_SUFFIX.get(_suffix(path)) or _by_content(path)
     return UnsupportedFormatError(
         f"{path}: {advice}. Expected a TensorFlow checkpoint (a prefix with "

@@ -21,6 +21,7 @@ from dist_restore.sources.base import Stored
 from dist_restore.sources.bundle import Bundle
 from dist_restore.sources.bundle_index import BundleEntry
 from dist_restore.sources.files import Seen
+from dist_restore.sources.naming_files import of_file
 from dist_restore.sources.object_states import State, edges_of, state_at
 from dist_restore.sources.tf1_slots import with_slots
 from dist_restore.specs import Alias, AliasKind, Box, CheckpointIndex, OptimizerInfo, SourceTensor
@@ -225,7 +226,8 @@ def _read_graph(
         ) from error
     others = _Others(bundle.entries)
     nodes = _with_parts([_node(proto, others) for proto in graph.nodes] or [Node()], bundle)
-    leaves, optimizers = name_graph(nodes)
+    with of_file(prefix):
+        leaves, optimizers = name_graph(nodes)
     return leaves, optimizers, others, tuple(nodes)
 
 
