@@ -20,6 +20,7 @@ from dist_restore.resolve.matching import Conflict, Match, Outcome, match_names
 from dist_restore.resolve.names import NameTable, Side
 from dist_restore.resolve.nearest import quote
 from dist_restore.resolve.optimizer_state import TF1_STEP, OptimizerState
+from dist_restore.resolve.order import refuse_order
 from dist_restore.resolve.places import match_places, refuse_other_members
 from dist_restore.resolve.positions import match_positions
 from dist_restore.resolve.rules import RuleSet
@@ -76,6 +77,8 @@ class _Resolution:
         owners = self._owners()
         entries = [owner.entry for owner in owners.values()]
         entries += self._slots(owners)
+        if self._options.refuse_order:
+            entries = refuse_order(entries)
         if self._options.keep_unmatched:
             entries = [_allow_keep(e) for e in entries]
         return self._plan(entries)
