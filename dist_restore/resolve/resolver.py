@@ -196,7 +196,8 @@ class _Resolution:
 
     def _slots(self, owners: Mapping[str, Owner]) -> list[PlanEntry]:
         resolver = SlotResolver(self._sources, self._targets, self._slot_roles(), frozenset(self._decisions.dropped))
-        return [self._slot(v, owners, resolver) for v in self._targets.variables if v.slot is not None]
+        found = [self._slot(v, owners, resolver) for v in self._targets.variables if v.slot is not None]
+        return resolver.with_advice(found)
 
     def _slot(self, variable: TargetVariable, owners: Mapping[str, Owner], resolver: SlotResolver) -> PlanEntry:
         if self._decisions.decided(variable.name) is not None:
