@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from dist_restore.entries import Coverage, PlanEntry, Problem, Proof, Status, Unused, Use, filled_bytes
 from dist_restore.errors import PlanMismatchError, RestoreError
+from dist_restore.proofs import order_note
 from dist_restore.specs import Group, TensorSpec
 from dist_restore.tables import TableRow, escape_text, plan_table
 from dist_restore.transforms import describe, dump_op, parse_op
@@ -97,8 +98,17 @@ class RestorePlan:
             )
         return plan
 
+    @property
+    def order_note(self) -> str:
+        """Which variables rest on their order alone, in words; empty when none does."""
+        return order_note(self.entries)
+
     def summary(self) -> str:
-        """The text table, one row per family of names, with block indexes collapsed."""
+        """The text table, one row per family of names, with block indexes collapsed; last what rests on order alone."""
+        return "\n\n".join(filter(None, (self.table(), self.order_note)))
+
+    def table(self) -> str:
+        """The table of `summary`, without what is said below it."""
         table = plan_table(tuple(_row(e) for e in self.entries), self.unused)
         lines = (f"from {u.name}: {u.used} of {u.used + u.unused} tensors of {escape_text(u.path)}" for u in self.uses)
         return "\n\n".join(filter(None, (table, "\n".join(lines))))

@@ -86,11 +86,13 @@ def _advice(plan: RestorePlan) -> str:
         shown.pop()  # no half rule
     more = "\n  ... (all in plan.suggestions)" if len(shown) < len(rules) else ""
     text = "\n".join(f"  {_short(line)}".rstrip() for line in shown).rstrip()
-    ready = any(line.startswith("[[rule]]") for line in shown)
-    title = (
-        "Rules that would fix it, for your rule file:"
-        if ready
-        else "For your rule file, once it is clear what is meant:"
-    )
+    title = _title(shown)
     keep = 'To let what nothing fills keep its present value, write keep rules or pass unmatched="keep".'
     return f"{title}\n{text}{more}\n{keep}" if plan.suggestions else keep
+
+
+def _title(lines: Sequence[str]) -> str:
+    if not any(line.startswith("[[rule]]") for line in lines):
+        return "For your rule file, once it is clear what is meant:"
+    also = " (what is a comment is a guess, or a question)" if any(line.startswith("#") for line in lines) else ""
+    return f"Rules that would fix it, for your rule file{also}:"

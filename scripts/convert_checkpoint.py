@@ -58,6 +58,12 @@ _INVERT_RULES = flags.DEFINE_bool(
 _UNMATCHED = flags.DEFINE_enum(
     "unmatched", "error", ["error", "keep"], "What becomes of a variable that nothing fills: an error, or it is kept."
 )
+_ORDER = flags.DEFINE_enum(
+    "order",
+    "accept",
+    ["accept", "refuse"],
+    "What becomes of variables for which nothing but the order of equal layers speaks: filled and named, or refused.",
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a checkpoint that has the prefix --to already.")
 _UPDATE_LATEST = flags.DEFINE_bool(
     "update_latest",
@@ -116,6 +122,7 @@ def _make_converter() -> dr.CheckpointConverter:
         rules=_RULES.value,
         invert_rules=_INVERT_RULES.value,
         unmatched=_UNMATCHED.value,
+        order=_ORDER.value,
         memory_budget=_MEMORY_BUDGET.value << 20,
         overwrite=_OVERWRITE.value,
         latest=_UPDATE_LATEST.value,

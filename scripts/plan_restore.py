@@ -47,6 +47,12 @@ _MATCHING = flags.DEFINE_enum(
 _UNMATCHED = flags.DEFINE_enum(
     "unmatched", "error", ["error", "keep"], "What becomes of a variable that nothing fills: an error, or it is kept."
 )
+_ORDER = flags.DEFINE_enum(
+    "order",
+    "accept",
+    ["accept", "refuse"],
+    "What becomes of variables for which nothing but the order of equal layers speaks: filled and named, or refused.",
+)
 _MIN_COVERAGE = flags.DEFINE_float(
     "min_coverage",
     1.0,
@@ -96,7 +102,11 @@ def main(argv: list[str]) -> int:
 
 def _make_plan() -> dr.RestorePlan:
     restorer = dr.DistributedRestorer(
-        load_target(_TARGET.value), rules=_RULES.value, matching=_MATCHING.value, unmatched=_UNMATCHED.value
+        load_target(_TARGET.value),
+        rules=_RULES.value,
+        matching=_MATCHING.value,
+        unmatched=_UNMATCHED.value,
+        order=_ORDER.value,
     )
     paths = parse_paths(_RESTORE_FROM.value)
     assert paths is not None  # the flag is required

@@ -117,6 +117,12 @@ _RESTORE = flags.DEFINE_enum(
     "required: it is an error when there is nothing to restore. if_present: then train from scratch, and say so. "
     "never: train from scratch. Default: required with --restore_from, else if_present.",
 )
+_ORDER = flags.DEFINE_enum(
+    "order",
+    "accept",
+    ["accept", "refuse"],
+    "What becomes of variables for which nothing but the order of equal layers speaks: filled and named, or refused.",
+)
 # absl has a flag of this name for its own log files, which are not used here.
 _LOG_DIR = flags.DEFINE_string(
     "log_dir",
@@ -228,12 +234,14 @@ def _restore(checkpoint: tf.train.Checkpoint, start: source.Source, workers: Wor
     # The chief plans for all: the others need neither see its rule file nor the path.
     rules, log_dir = (start.rules, _LOG_DIR.value) if workers.is_chief else (None, None)
     restorer = workers.together(
-        "read the rules", lambda: dr.DistributedRestorer(checkpoint, rules=rules, log_dir=log_dir)
+        "read the rules",
+        lambda: dr.DistributedRestorer(checkpoint, rules=rules, order=_ORDER.value, log_dir=log_dir),
     )
     report = restorer.restore(start.path)
     filled, total = report.coverage.filled().variables, report.coverage.total().variables
-    # A resume is no news; what rules did should be seen.
-    say(report.summary() if start.rules else f"restored {filled} of {total} variables")
+    # A resume is no news; what rules did should be seen, and so should what rests on order alone.
+    short = f"restored {filled} of {total} variables"
+    say(report.summary() if start.rules else "\n".join(filter(None, (short, report.plan.order_note))))
 
 
 def _say(text: str) -> None:

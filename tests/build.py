@@ -145,6 +145,12 @@ def statuses(done: RestorePlan) -> dict[str, str]:
     return {e.target: e.status.value for e in done.entries}
 
 
+def taken(suggestions: str) -> str:
+    """The suggestions as if somebody had taken every guess: its comment signs away."""
+    blocks = suggestions.split("\n\n")
+    return "\n\n".join(b.replace("\n# ", "\n") if b.startswith("# guess:") else b for b in blocks)
+
+
 class Graph:
     """An object graph from paths: `Graph().add("model/dense/_kernel", "dense/kernel")`."""
 

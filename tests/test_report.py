@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.text import text_plugin
 
-from dist_restore.entries import PlanEntry, Problem, Status, Unused
+from dist_restore.entries import PlanEntry, Problem, Proof, Status, Unused
 from dist_restore.plan import RestorePlan
 from dist_restore.report import PhaseSeconds, RestoreReport, markdown, tensorboard
 from dist_restore.specs import Group, TensorSpec
@@ -45,6 +45,7 @@ def entry(
         group=group,
         elements=elements if filled else 0,
         problem=Problem.UNMATCHED if status is Status.UNMATCHED else Problem.NONE,
+        proof=Proof.RULE if filled else Proof.NONE,
     )
 
 
@@ -220,12 +221,13 @@ def test_the_markdown_is_the_golden_one() -> None:
 def test_the_mapping_has_every_entry() -> None:
     rows = shown(markdown.mapping(small_plan())).cells
     assert [row[1] for row in rows[1:]] == [e.target for e in small_plan().entries]
-    assert rows[3][:6] == [
+    assert rows[3][:7] == [
         "transformed",
         "model/qkv",
         "float32[4, 4]",
         "model/q float32[4, 4] + model/k float32[4, 4] + model/v float32[4, 4]",
         "concat axis=-1",
+        "rule",
         "rule 1",
     ]
 
@@ -303,6 +305,11 @@ def test_tensorboard_has_the_scalars(tmp_path: pathlib.Path) -> None:
         "count/kept": 1,
         "count/unmatched": 0,
         "count/ambiguous": 0,
+        "proof/rule": 6,
+        "proof/name": 0,
+        "proof/structure": 0,
+        "proof/outputs": 0,
+        "proof/order": 0,
         "seconds/resolve": 0.25,
         "seconds/check": 0.5,
         "seconds/assign": 1.25,
@@ -332,7 +339,7 @@ def test_tensorboard_shows_hostile_names_literally_everywhere(tmp_path: pathlib.
     mapping, unused = as_page(found, "restore/mapping"), as_page(found, "restore/unused")
     assert [row[1] for row in mapping.cells] == ["target", escape_text(HOSTILE), "z"]
     assert mapping.cells[1][3] == f"{escape_text(HOSTILE + 's')} float32[4, 4]"
-    assert {len(row) for row in mapping.cells} == {8}
+    assert {len(row) for row in mapping.cells} == {9}
     assert unused.cells[1][0] == escape_text(HOSTILE)
     assert mapping.tags == unused.tags == {"table", "thead", "tbody", "tr", "th", "td"}
     for tag in ("summary", "report_json"):

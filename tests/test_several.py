@@ -206,11 +206,14 @@ def test_captures_work_after_the_prefix() -> None:
 
 
 def test_suggestions_can_be_pasted() -> None:
-    target = "model/first/kernel 2x7"
-    sources = several(a="model/first/kernels 2x7\nmodel/q 3", b="model/other/thing 2")
+    target = "model/first/kernel 2x7\nmodel/last/kernel 2x5"
+    sources = several(a="model/first/kernels 2x7\nmodel/last_kernel 2x5", b="model/other/thing 2")
     found = build.plan(sources, target)
-    assert 'from = "a:model/first/kernels"' in found.suggestions
-    assert build.filled(build.plan(sources, target, found.suggestions)) == {target[:-4]: "a:model/first/kernels"}
+    assert build.filled(build.plan(sources, target, found.suggestions)) == {"model/last/kernel": "a:model/last_kernel"}
+    assert build.filled(build.plan(sources, target, build.taken(found.suggestions))) == {
+        "model/first/kernel": "a:model/first/kernels",
+        "model/last/kernel": "a:model/last_kernel",
+    }
 
 
 def test_a_plan_carries_the_paths_beside_its_digest() -> None:

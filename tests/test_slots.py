@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from build import Families, checkpoint, entry, filled, plan, problems, program, statuses
 from dist_restore.errors import RuleError
 from dist_restore.plan import RestorePlan
+from dist_restore.resolve.rules import RuleSet
 from dist_restore.specs import Group
 
 A, B = "model/a/w 4\n", "model/b/w 4\n"
@@ -192,7 +195,10 @@ def test_slots_table_declares_a_role() -> None:
 def test_the_message_of_a_refusal_has_the_table_that_allows_it() -> None:
     source, target = A + "velocity@model/a/w", A + "momentum@model/a/w"
     reason = entry(classes("rmsprop", "sgd", source, target), slot("momentum")).reason
-    rules = reason[reason.index("[slots]") :].rstrip(".").replace("[slots] ", "[slots]\n")
+    shown = reason[reason.index("[slots]") :].rstrip(".").replace("[slots] ", "[slots]\n")
+    with pytest.raises(RuleError):  # no role is proposed: it is a decision
+        RuleSet.from_toml(shown)
+    rules = shown.replace("<that role>", "velocity")
     assert filled(classes("rmsprop", "sgd", source, target, rules))[slot("momentum")] == slot("velocity")
 
 
@@ -321,3 +327,61 @@ def test_a_cast_of_the_owner_is_not_the_slots() -> None:
 def test_a_slot_of_another_shape_than_its_target_is_a_shape_problem() -> None:
     done = plan("model/a/w 4x3\nr@model/a/w 4", "model/a/w 4x3\nr@model/a/w 5")
     assert problems(done) == {slot("r"): "shape"}
+
+
+# ---- What is advised for slots that the checkpoint lacks -------------------------------------------------
+
+BODY = ("model/body/a/w", "model/body/a/b", "model/body/c/w")
+HEAD = ("model/head/w",)
+
+
+def with_slots(owners: tuple[str, ...], slots: tuple[str, ...], *roles: str) -> str:
+    return "\n".join([*(f"{o} 4" for o in owners), *(f"{r}@{o}" for r in roles for o in slots)])
+
+
+def advised(done: RestorePlan) -> dict[str, str]:
+    """Slot -> what its message says to keep."""
+    found = {e.target: re.findall(r'keep = "([^"]*)"', e.reason) for e in done.problems}
+    return {name: "".join(rules) for name, rules in found.items()}
+
+
+def test_where_a_part_was_frozen_only_its_slots_are_advised_to_be_kept() -> None:
+    """The checkpoint has the head's moments: `optimizer/momentum/{rest}` would throw them away."""
+    source = with_slots(BODY + HEAD, HEAD, "momentum", "velocity")
+    target = with_slots(BODY + HEAD, BODY + HEAD, "momentum", "velocity")
+    rules = set(advised(plan(source, target)).values())
+    assert rules == {f"optimizer/{role}/model/body/{{rest}}" for role in ("momentum", "velocity")}
+    done = plan(source, target, "".join(f"[[rule]]\nkeep = '{rule}'\n" for rule in sorted(rules)))
+    assert not done.problems
+    assert {slot for slot in filled(done) if "head" in slot and "optimizer" in slot} == {
+        "optimizer/momentum/model/head/w",
+        "optimizer/velocity/model/head/w",
+    }
+
+
+def test_a_single_slot_is_advised_by_its_name() -> None:
+    source = with_slots(BODY, BODY[1:], "momentum")
+    assert advised(plan(source, with_slots(BODY, BODY, "momentum"))) == {
+        "optimizer/momentum/model/body/a/w": "optimizer/momentum/model/body/a/w"
+    }
+
+
+def test_a_role_that_the_checkpoint_has_for_no_variable_is_advised_as_a_whole() -> None:
+    source = with_slots(BODY + HEAD, BODY + HEAD, "momentum", "velocity")
+    target = with_slots(
+        ("model/new", *BODY, *HEAD), ("model/new", *BODY, *HEAD), "momentum", "velocity", "velocity_hat"
+    )
+    found = advised(plan(source, target))
+    assert {found[f"optimizer/velocity_hat/{o}"] for o in BODY + HEAD} == {"optimizer/velocity_hat/{rest}"}
+
+
+def test_numbered_state_is_not_guessed_at() -> None:
+    """Which number is which role nobody can tell: a rule that could be pasted would be a wrong weight."""
+    numbers = "\n".join(f"optimizer/vars/{i} 4 kind:positional" for i in range(3))
+    sources = checkpoint(f"model/a/w 4\n{numbers}", {"optimizer": ":"})
+    done = plan(sources, "model/a/w 4\nmomentum@model/a/w\nvelocity@model/a/w")
+    for role in ("momentum", "velocity"):
+        reason = entry(done, slot(role)).reason
+        assert not re.search(r"optimizer/vars/\d", reason)
+        assert f'from = "optimizer/vars/<number>", to = "{slot(role)}"' in reason
+        assert "3 of them have this shape" in reason and "optimizer.variables" in reason

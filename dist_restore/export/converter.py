@@ -16,7 +16,7 @@ import numpy as np
 
 from dist_restore.agreement import require_checkpoint, require_targets
 from dist_restore.collecting import uncollected
-from dist_restore.config import RestoreConfig, Unmatched, choice
+from dist_restore.config import Order, RestoreConfig, Unmatched, choice
 from dist_restore.distribute.schedule import make_units
 from dist_restore.entries import PlanEntry
 from dist_restore.errors import RestoreError
@@ -57,6 +57,7 @@ class CheckpointConverter:
       invert_rules: run the rules backwards: they lead from `target` or `like` to what is converted. Decided with all
         shapes at hand, so that everything has an inverse that loses nothing.
       unmatched: `error` refuses targets that nothing fills; `keep` writes their present value, or that of `like`.
+      order: as for `DistributedRestorer`.
       memory_budget: bytes of tensors in flight.
       overwrite: whether a checkpoint of the same prefix may be replaced.
       latest: whether the new checkpoint becomes its directory's latest one, in the file `checkpoint`.
@@ -75,6 +76,7 @@ class CheckpointConverter:
         rules: RulesLike = None,
         invert_rules: bool = False,
         unmatched: str = "error",
+        order: str = "accept",
         memory_budget: int = 256 << 20,
         overwrite: bool = False,
         latest: bool = False,
@@ -85,7 +87,10 @@ class CheckpointConverter:
         self._target, self._like = target, like
         self._rules, self._invert = RuleSet.of(rules), invert_rules
         self._config = RestoreConfig(
-            unmatched=choice(Unmatched, unmatched, "unmatched"), memory_budget=memory_budget, progress=progress
+            unmatched=choice(Unmatched, unmatched, "unmatched"),
+            order=choice(Order, order, "order"),
+            memory_budget=memory_budget,
+            progress=progress,
         )
         self._overwrite, self._latest = overwrite, latest
 
@@ -150,8 +155,12 @@ class CheckpointConverter:
 
     def _resolve(self, source: Source, targets: TargetIndex) -> RestorePlan:
         rules = self._rules_back(source, targets) if self._invert else self._rules
-        keep = self._config.unmatched is Unmatched.KEEP
-        return resolve(source.index(), targets, rules, Options(keep_unmatched=keep, verify_slices=True))
+        options = Options(
+            keep_unmatched=self._config.unmatched is Unmatched.KEEP,
+            verify_slices=True,
+            refuse_order=self._config.order is Order.REFUSE,
+        )
+        return resolve(source.index(), targets, rules, options)
 
     def _rules_back(self, source: Source, targets: TargetIndex) -> RuleSet:
         """The way there is planned from names and shapes alone, and then undone."""

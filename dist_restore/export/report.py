@@ -40,8 +40,8 @@ class ConversionReport:
         return tuple(e.target for e in self.plan.entries if e.status is Status.KEPT and e.target not in left_out)
 
     def summary(self) -> str:
-        """The plan's table, what was kept, and where it all is."""
-        lines = [self.plan.summary(), ""]
+        """The plan's table, what was kept, where it all is, and last what rests on order alone."""
+        lines = [self.plan.table(), ""]
         for names, text in (
             (self.kept, f"kept, with the value {self.kept_is}"),
             (self.copied, f"no variables, copied with the value {self.kept_is}"),
@@ -50,7 +50,7 @@ class ConversionReport:
             if names:
                 lines.append(f"{len(names)} {text}: {_listed(names)}")
         lines.append(f"Written: {self.path} ({human_bytes(self.bytes_written)}) in {self.seconds:.2f} s")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(["", self.plan.order_note] if self.plan.order_note else [])])
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from dist_restore.entries import Coverage, CoverageRow, Tally
 from dist_restore.plan import RestorePlan
+from dist_restore.proofs import count_proofs
 
 # Raised when the meaning of a field changes; new fields alone do not raise it. The plan inside has its own.
 SCHEMA_VERSION = 1
@@ -29,6 +30,7 @@ def encode(plan: RestorePlan, outcome: Mapping[str, object]) -> str:
         "plan": json.loads(plan.to_json()),
         "coverage": [_row(row) for row in plan.coverage.rows],
         "fractions": _fractions(plan.coverage),
+        "proofs": count_proofs(plan.entries),
     }
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dist_restore.entries import Coverage, PlanEntry, Tally, Unused
 from dist_restore.plan import RestorePlan
 from dist_restore.specs import Group
-from dist_restore.tables import escape_text, human_bytes, markdown_block, markdown_table, patterns, share
+from dist_restore.tables import escape_text, human_bytes, markdown_block, markdown_table, markdown_text, patterns, share
 from dist_restore.transforms import describe
 
 # A table of this many rows is what a browser and TensorBoard's renderer still show within seconds.
@@ -20,7 +20,7 @@ def mapping(plan: RestorePlan) -> str:
     if len(plan.entries) > MAX_ROWS:
         note = f"{len(plan.entries)} variables: more than {MAX_ROWS}, so that families of names are collapsed. "
         return f"{note}The report's JSON has every one.\n\n{block(plan.summary())}"
-    header = ("status", "target", "shape", "sources", "ops", "evidence", "reason", "bytes")
+    header = ("status", "target", "shape", "sources", "ops", "proof", "evidence", "reason", "bytes")
     return markdown_table(header, (_entry(entry) for entry in plan.entries))
 
 
@@ -41,6 +41,11 @@ def checkpoints(plan: RestorePlan) -> str:
     return markdown_table(("checkpoint", "path", "tensors used", "unused"), rows) if rows else ""
 
 
+def order(plan: RestorePlan) -> str:
+    """What rests on order alone, as one line of text; empty when nothing does."""
+    return markdown_text(" ".join(plan.order_note.split("\n")))
+
+
 def coverage(found: Coverage) -> str:
     """A table of how much was filled: by group, by status within it, and in all."""
     rows = [row for group in found.groups for row in _group(found, group)]
@@ -49,10 +54,11 @@ def coverage(found: Coverage) -> str:
 
 
 def document(plan: RestorePlan) -> str:
-    """Coverage, mapping and unused tensors, under headings."""
+    """Coverage, what rests on order alone, mapping and unused tensors, under headings."""
     sections = (
         *((("Checkpoints", checkpoints(plan)),) if plan.checkpoints else ()),
         ("Coverage", coverage(plan.coverage)),
+        *((("Order", order(plan)),) if plan.order_note else ()),
         ("Mapping", mapping(plan)),
         ("Unused", unused(plan)),
     )
@@ -77,6 +83,7 @@ def _entry(entry: PlanEntry) -> tuple[str, ...]:
         str(entry.spec),
         " + ".join(sources),
         describe(entry.ops),
+        entry.proof.value,
         entry.evidence,
         entry.reason,
         human_bytes(entry.bytes),

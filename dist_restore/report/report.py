@@ -107,11 +107,11 @@ class RestoreReport:
         )
 
     def summary(self) -> str:
-        """The plan's table, and a paragraph about what carrying it out took and what was checked."""
+        """The plan's table, what carrying it out took and what was checked, and last what rests on order alone."""
         sentences = (self._filled(), self._reading(), self._verification(), self._unchecked())
         text = " ".join(s for s in sentences if s)
         paragraph = textwrap.fill(text, REASON_WIDTH, break_long_words=False, break_on_hyphens=False)
-        return f"{self.plan.summary()}\n\n{paragraph}"
+        return "\n\n".join(filter(None, (self.plan.table(), paragraph, self.plan.order_note)))
 
     def _filled(self) -> str:
         filled, total = self.coverage.filled(), self.coverage.total()

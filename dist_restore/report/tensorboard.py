@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from dist_restore.entries import Coverage, Status, Tally
 from dist_restore.errors import RestoreError
+from dist_restore.proofs import count_proofs
 from dist_restore.report import markdown
 from dist_restore.report.report import RestoreReport
 
@@ -63,10 +64,11 @@ def _write_all(report: RestoreReport) -> None:
 
 
 def scalars(report: RestoreReport) -> Iterator[tuple[str, float]]:
-    """`(tag, value)` of all scalars: coverage as fractions, counts by status, seconds by phase, bytes read."""
+    """`(tag, value)` of all scalars: coverage as fractions, counts by status and proof, seconds, bytes read."""
     yield from _coverage(report.coverage)
     for status in Status:
         yield f"count/{status.value}", float(report.coverage.total(status=status).variables)
+    yield from ((f"proof/{kind}", float(count)) for kind, count in count_proofs(report.plan.entries).items())
     yield from ((f"seconds/{phase}", taken) for phase, taken in report.seconds.items())
     yield "bytes_read", float(sum(report.bytes_read))
 
@@ -74,6 +76,8 @@ def scalars(report: RestoreReport) -> Iterator[tuple[str, float]]:
 def texts(report: RestoreReport) -> Iterator[tuple[str, str]]:
     """`(tag, Markdown)` of all texts; the JSON only if it is small."""
     yield "summary", markdown.block(report.summary())
+    if report.plan.order_note:
+        yield "order", markdown.order(report.plan)
     yield "coverage_table", markdown.coverage(report.coverage)
     if report.plan.checkpoints:
         yield "checkpoints", markdown.checkpoints(report.plan)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from rapidfuzz import fuzz, process
 
 _TOKEN = re.compile(r"[0-9]+|[^\W\d_]+")
+# What is no separator: `a+b` and `a-b` are two words.
+_WORD = re.compile(r"[0-9]+|[^0-9/_.]+")
 # Similarity below this (0 to 100) helps nobody to see a typing error.
 MIN_SCORE = 45.0
 # Names longer than this are compared by their ends only; hostile names may be megabytes.
@@ -30,6 +32,11 @@ def tokens(name: str) -> frozenset[str]:
             token, numbers = f"{numbers}:{token}", numbers + 1
         found.add(token)
     return frozenset(found)
+
+
+def words_in_order(name: str) -> tuple[str, ...]:
+    """The words and numbers of a name in their order: equal for names that differ in separators only."""
+    return tuple(_WORD.findall(name.lower()))
 
 
 def likeness(left: frozenset[str], right: frozenset[str]) -> float:

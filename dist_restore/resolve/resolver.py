@@ -19,6 +19,7 @@ from dist_restore.resolve.evidence import Case, Conflict, Match, Outcome, match
 from dist_restore.resolve.names import NameTable
 from dist_restore.resolve.nearest import quote
 from dist_restore.resolve.optimizer_state import OptimizerState
+from dist_restore.resolve.order import refuse_order
 from dist_restore.resolve.rules import RuleSet
 from dist_restore.resolve.several import decisions_of, join_outcomes
 from dist_restore.resolve.slots import Owner, SlotResolver, refuse_negative
@@ -73,6 +74,8 @@ class _Resolution:
         owners = self._owners()
         entries = [owner.entry for owner in owners.values()]
         entries += self._slots(owners)
+        if self._options.refuse_order:
+            entries = refuse_order(entries)
         if self._options.keep_unmatched:
             entries = [_allow_keep(e) for e in entries]
         return self._plan(entries)
@@ -162,7 +165,8 @@ class _Resolution:
 
     def _slots(self, owners: Mapping[str, Owner]) -> list[PlanEntry]:
         resolver = SlotResolver(self._sources, self._targets, self._slot_roles(), frozenset(self._decisions.dropped))
-        return [self._slot(v, owners, resolver) for v in self._targets.variables if v.slot is not None]
+        found = [self._slot(v, owners, resolver) for v in self._targets.variables if v.slot is not None]
+        return resolver.with_advice(found)
 
     def _slot(self, variable: TargetVariable, owners: Mapping[str, Owner], resolver: SlotResolver) -> PlanEntry:
         if self._decisions.decided(variable.name) is not None:

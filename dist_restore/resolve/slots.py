@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
+from dist_restore.resolve.keep_advice import keep_rules
 from dist_restore.resolve.nearest import quote
 from dist_restore.slot_roles import SHADOWS, begins_above_zero, degree_of, is_known, same_meaning
 from dist_restore.specs import (
@@ -64,6 +66,8 @@ class SlotResolver:
         self._numbered = _numbered(sources, self._silent)
         self._ours = {o.name: o for o in targets.optimizers if o.roles}
         self._roles = {ours: theirs for theirs, ours in roles}
+        self._targets = targets
+        self._lacking: dict[str, Sequence[str]] = {}
 
     def resolve(self, target: TargetVariable, owner: Owner) -> PlanEntry:
         """The entry of one slot, given what was decided for its owner."""
@@ -89,13 +93,26 @@ class SlotResolver:
         tensors = tuple(t for t in found if t is not None)
         if len(tensors) < len(found):
             missing = owner.choice.sources[found.index(None)].name
-            elsewhere = self._stored(role, missing)
-            return self._unmatched(
-                target, f"the checkpoint has no slot {role!r} of {missing!r}{_or(target, elsewhere)}"
-            )
+            self._lacking[target.name] = self._stored(role, missing)
+            return self._unmatched(target, f"the checkpoint has no slot {role!r} of {missing!r}")
         # Where a name that somebody chose hides the class in the checkpoint, it is that of the program (`_same_class`).
         family = optimizer.family or self._ours.get(slot.optimizer, optimizer).family
         return self._build(target, owner.choice, tensors, family)
+
+    def with_advice(self, entries: Iterable[PlanEntry]) -> list[PlanEntry]:
+        """The entries of all slots, those that the checkpoint lacks with the rules of which one says what is meant."""
+        if not self._lacking:
+            return list(entries)
+        found = list(entries)
+        kept = {e.target for e in found if e.status is Status.KEPT}
+        keep = keep_rules(self._lacking.keys(), self._targets.variables, kept | self._of_missing_roles())
+        return [_with_advice(e, keep[e.target], self._lacking[e.target]) if e.target in keep else e for e in found]
+
+    def _of_missing_roles(self) -> set[str]:
+        """Slots whose role the checkpoint has for no variable at all."""
+        stored = {role for role, _ in self._of_owner}
+        slots = ((v.name, v.slot.role) for v in self._targets.variables if v.slot is not None)
+        return {name for name, role in slots if self._roles.get(role, role) not in stored}
 
     def _follow_unfilled(self, target: TargetVariable, entry: PlanEntry) -> PlanEntry:
         reason = f"its owner {entry.target!r} is {entry.status.value}"
@@ -120,15 +137,17 @@ class SlotResolver:
     def _why_no_slots(self, target: TargetVariable) -> str:
         alike = [t for t in self._numbered if t.spec.shape == target.spec.shape]
         if self._numbered:
-            name = (alike or self._numbered)[0].name
+            place = self._numbered[0].name.rpartition("/")[0]
             return (
                 f"the checkpoint numbers the variables of {self._silent[0].name!r} and says neither their roles nor "
-                f'their owners. Where you know the number, say it in a rule, such as from = "{name}", to = '
-                f'"{target.name}"'
+                f"their owners; {len(alike)} of them have this shape. Their numbers are their places in the list "
+                "`optimizer.variables` of the program that wrote it: print the paths there, and write a rule for each, "
+                f'from = "{place}/<number>", to = "{target.name}"'
             )
         if self._silent:
             known = f"{self._silent[0].name!r} ({self._silent[0].family or 'class unknown'})"
-            return f"the checkpoint's optimizer {known} keeps no slots{_or(target, ())}"
+            self._lacking[target.name] = ()
+            return f"the checkpoint's optimizer {known} keeps no slots"
         return "the checkpoint holds no optimizer slots"
 
     def _follow_slot(self, target: TargetVariable, owner: Choice) -> PlanEntry:
@@ -160,8 +179,8 @@ class SlotResolver:
         found = theirs.family or f"unknown (named {theirs.label!r})"
         return (
             f"the optimizer's class changed from {found} to {mine.family or 'unknown'}, and {role!r} need not mean the "
-            f"same in both (the checkpoint's roles are {', '.join(theirs.roles)}). If it does, say so in the rules: "
-            f'[slots] {theirs.roles[0] if role not in theirs.roles else role} = "{role}"'
+            f"same in both (the checkpoint's roles are {', '.join(theirs.roles)}). If one of them does, say so in the "
+            f'rules: [slots] <that role> = "{role}"'
         )
 
     @staticmethod
@@ -215,14 +234,13 @@ def _numbered(sources: CheckpointIndex, silent: Iterable[OptimizerInfo]) -> list
     return sorted(found, key=lambda t: (len(t.name), t.name))
 
 
-def _or(target: TargetVariable, elsewhere: Sequence[str]) -> str:
-    """What to say in the rules where a role is missing: it begins anew, or another optimizer has it."""
-    slot = target.slot
-    assert slot is not None
-    root = f"{slot.optimizer}/{slot.role}" if slot.optimizer else slot.role
-    other = f' To take that of another optimizer: from = "{elsewhere[0]}", to = "{target.name}"' if elsewhere else ""
-    keep = f'. To let this role keep what it holds now (in a new optimizer, how it begins): keep = "{root}/{{rest}}"'
-    return f"{keep}.{other}" if other else keep
+def _with_advice(entry: PlanEntry, keep: str, elsewhere: Sequence[str]) -> PlanEntry:
+    """What to say in the rules where a slot is missing: it begins anew, or another optimizer has it."""
+    which = "these" if keep.endswith("{rest}") else "it"
+    text = f'To let {which} keep what the program holds now (in a new optimizer, how it begins): keep = "{keep}".'
+    if elsewhere:
+        text += f' To take that of another optimizer: from = "{elsewhere[0]}", to = "{entry.target}".'
+    return dataclasses.replace(entry, reason=f"{entry.reason} {text}")
 
 
 def _of_several(target: TargetVariable, role: str, sources: Sequence[SourceTensor], parts: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Suggestions: the nearest candidates, and rules that can be pasted as they are.
 
-A suggestion is a proposal to a person, never a decision: it rests on shapes and on likeness of names.
+What takes effect when it is pasted is proven: by names that have the same words, and by the shape as it is. What rests
+on likeness, on a shape or on what an index means is a guess, and a comment that says so.
 """
 
 from __future__ import annotations
@@ -8,16 +9,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import json
-import re
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 
 from dist_restore.entries import PlanEntry, Problem
+from dist_restore.resolve.names import NameTable
 from dist_restore.resolve.nearest import likeness, nearest, tokens
-from dist_restore.resolve.patterns import MAX_PATTERN
-from dist_restore.specs import AliasKind, CheckpointIndex, SourceTensor, TargetIndex, TensorSpec
+from dist_restore.resolve.proofs_by_name import SameWords, could_make
+from dist_restore.resolve.proposals import Proposal, collapse, without_rivals
+from dist_restore.resolve.unclear import render_unclear
+from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TensorSpec
 
-_NUMBER = re.compile(r"[0-9]+")
 # Pairs of names compared in one resolution (about a second): a bound on the work, far above what people read.
 MAX_PAIRS = 500_000
 # A proposal must share half of the words, and lead the next best by a tenth; below that it is a comment only.
@@ -25,23 +27,16 @@ MIN_LIKENESS = 0.5
 MIN_LEAD = 0.1
 # Below this likeness a name of equal shape is mentioned only where there is none that is more alike.
 MIN_MENTION = 0.2
-# Comments are for people; rules, which may be pasted, are never left out.
-MAX_COMMENTS = 200
-
+# Comments are for people: blocks of them; rules that take effect are never left out.
+MAX_COMMENTS = 60
 
 _FIT = '{ fit = { fill = "keep" } }'
-# It is the one proposal that can be pasted and be wrong: of a vocabulary whose tokens moved, shapes tell nothing.
-_FIT_MEANS = "# fit keeps every index where it is; where indices are tokens, and some moved: remap_rows"
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"  # rules drop it
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Proposal:
-    """One rule: without a source it is `keep`."""
-
-    source: str
-    target: str
-    ops: str = ""
+# Of a vocabulary whose tokens moved, or of heads of another size, shapes tell nothing.
+_FIT_MEANS = "fit keeps every index where it is; where indices are tokens, and some moved: remap_rows"
+_CAST_MEANS = "the dtypes mean different things; a cast takes the numbers as they are, and scales nothing"
+_AXES_MEAN = "the shapes differ in axes of size 1 only, and the names are not equal"
+_ALIKE = "the names are alike, and no others are as much so"
+_NOT_NEW = "no name is alike, but something that nothing uses could be reshaped, split or joined into it"
 
 
 class Suggester:
@@ -70,6 +65,13 @@ class Suggester:
         return table
 
     @functools.cached_property
+    def _by_size(self) -> Mapping[int, Sequence[str]]:
+        table: dict[int, list[str]] = collections.defaultdict(list)
+        for shape, names in self._by_shape.items():
+            table[math.prod(shape)].extend(names)
+        return table
+
+    @functools.cached_property
     def _by_word(self) -> Mapping[str, Sequence[str]]:
         table: dict[str, list[str]] = collections.defaultdict(list)
         for name, words in self._words.items():
@@ -94,9 +96,11 @@ class Suggester:
         words = tokens(entry.target)
         fitting = self._ranked(words, self._by_shape.get(entry.spec.shape, ()), used)
         self._lead[entry.target] = _lead(fitting or ())
-        named = [pair for pair in fitting or () if pair[0] >= MIN_MENTION]
+        # Another shape of as many elements is next.
+        sized = None if fitting else self._ranked(words, self._by_size.get(entry.spec.elements, ()), used)
+        named = [pair for pair in fitting or sized or () if pair[0] >= MIN_MENTION]
         other = None if named else self._ranked(words, self._sharing(words), used, MIN_LIKENESS)
-        found = named or other or fitting
+        found = named or other or fitting or sized
         if found:
             return tuple(name for _, name in found[:limit])
         if fitting is not None and other is not None:
@@ -133,61 +137,91 @@ class Suggester:
           used: source names that something uses.
           ruled: targets that rules decided; another rule for these would only contradict.
         """
-        refused = [e for e in entries if e.problem is not Problem.NONE]
+        owners = {v.name: v for v in targets.variables if v.slot is None}
+        refused = [e for e in entries if e.problem is not Problem.NONE and e.target in owners]
         if not refused:
             return ""
-        owners = {v.name for v in targets.variables if v.slot is None}
-        refused = [e for e in refused if e.target in owners]
-        found = [p for e in refused if e.target not in ruled and (p := self._propose(e)) and _can_be_written(p)]
-        rules = _without_rivals(found, used)
+        advice = _Advice(self, SameWords(self._sources.values(), owners.values()), used)
+        found = [p for e in refused if e.target not in ruled and (p := advice.propose(e)) and p.can_be_written]
+        rules = without_rivals([p for p in found if p.source not in used])
         proposed = {p.target for p in rules}
-        texts = [_render(p) for p in _collapse(rules, self._sources, owners)]
-        return "\n".join([*texts, *self._comments([e for e in refused if e.target not in proposed])])
+        unclear = [e for e in refused if e.target not in proposed]
+        few = collapse(rules, self._source_names, NameTable(targets.variables, "the model")) if rules else []
+        comments = [*(p.render() for p in few if p.guess), *render_unclear(unclear, self._sources)]
+        return "\n".join([*(p.render() for p in few if not p.guess), *_bounded(comments)])
 
-    def _comments(self, entries: Sequence[PlanEntry]) -> Iterator[str]:
-        yield from (self._render_unclear(e) for e in entries[:MAX_COMMENTS])
-        if len(entries) > MAX_COMMENTS:
-            yield f"# ... and {len(entries) - MAX_COMMENTS} more that are not clear\n"
+    @functools.cached_property
+    def _source_names(self) -> NameTable[SourceTensor]:
+        return NameTable(self._index.tensors, "the checkpoint")
 
-    def _render_unclear(self, entry: PlanEntry) -> str:
-        """Comments only: what is not clear is for a person to decide, so nothing here may take effect by pasting."""
-        lines = [f"# {_quote(entry.target)} {entry.spec}: choose a source, or keep it", "# [[rule]]"]
-        lines += [f"# from = {_quote(name)}{self._also(name)}" for name in entry.candidates[:3]]
-        return "\n".join([*lines, f"# to = {_quote(entry.target)}", ""])
+    def lead(self, target: str) -> bool:
+        """Whether the first candidate of a target is clearly more alike than the others."""
+        return self._lead.get(target, 0.0) > 0
 
-    def _also(self, name: str) -> str:
-        """What else a tensor is called whose name is a number: a rule may say it, with captures too."""
-        tensor = self._sources.get(name)
-        if tensor is None or tensor.name_kind is not AliasKind.POSITIONAL:
-            return ""
-        said = next((a.name for a in tensor.aliases if a.kind in (AliasKind.FLAT, AliasKind.SEMANTIC)), "")
-        return f"  # or {_quote(said)}" if said else ""
+    def nothing_alike(self, target: str) -> bool:
+        """Whether a target was compared with all names, and none is alike."""
+        return target in self._nothing_alike
 
-    def _propose(self, entry: PlanEntry) -> _Proposal | None:
-        """The one rule to propose: a clear candidate, or plainly none; None where it is not clear."""
+    def spec_of(self, source: str) -> TensorSpec:
+        """Shape and dtype of a source."""
+        return self._sources[source].spec
+
+    def free_shapes(self, used: Container[str]) -> frozenset[tuple[int, ...]]:
+        """The shapes of what nothing uses."""
+        return frozenset(shape for shape, names in self._by_shape.items() if any(n not in used for n in names))
+
+
+class _Advice:
+    """What is proposed for one target each, and whether it is proven."""
+
+    def __init__(self, suggester: Suggester, names: SameWords, used: Container[str]) -> None:
+        self._suggester, self._names, self._used = suggester, names, used
+        self._free = suggester.free_shapes(used)
+        self._is_new: dict[tuple[int, ...], bool] = {}
+
+    def propose(self, entry: PlanEntry) -> Proposal | None:
+        """The one rule to propose; None where it is not clear."""
         if entry.problem in (Problem.SHAPE, Problem.DTYPE) and len(entry.candidates) == 1:
-            spec = self._sources[entry.candidates[0]].spec
-            ops = "" if entry.spec.is_object or spec.is_object else _fixing_ops(entry, spec)
-            return _Proposal(entry.candidates[0], entry.target, ops) if ops else None
+            return self._mend(entry, entry.candidates[0])
         if entry.problem is not Problem.UNMATCHED:
             return None
-        if self._lead.get(entry.target, 0.0) > 0:
-            return _Proposal(entry.candidates[0], entry.target)
-        return _Proposal("", entry.target) if entry.target in self._nothing_alike else None
+        proven = self._names.source_of(entry.target)
+        if proven and proven not in self._used:
+            return Proposal(proven, entry.target)
+        if self._suggester.lead(entry.target):
+            return Proposal(entry.candidates[0], entry.target, guess=_ALIKE)
+        if self._suggester.nothing_alike(entry.target):
+            return Proposal("", entry.target, guess="" if self._nothing_makes(entry.spec) else _NOT_NEW)
+        return None
+
+    def _mend(self, entry: PlanEntry, source: str) -> Proposal | None:
+        """A source of another shape or dtype with the op that may be meant."""
+        found = self._suggester.spec_of(source)
+        if found.is_object or entry.spec.is_object:
+            return None
+        if entry.problem is Problem.DTYPE:
+            if "string" in (found.dtype, entry.spec.dtype):
+                return None
+            return Proposal(source, entry.target, f'{{ cast = {{ dtype = "{entry.spec.dtype}" }} }}', _CAST_MEANS)
+        if _squeezed(found.shape) == _squeezed(entry.spec.shape):
+            ops = f"{{ reshape = {{ shape = {list(entry.spec.shape)} }} }}"
+            return Proposal(source, entry.target, ops, "" if source == entry.target else _AXES_MEAN)
+        # Equal numbers of elements prove nothing: it may be a transpose, or a transpose and a reshape.
+        if len(found.shape) == len(entry.spec.shape) and found.elements != entry.spec.elements:
+            return Proposal(source, entry.target, _FIT, _FIT_MEANS)
+        return None
+
+    def _nothing_makes(self, spec: TensorSpec) -> bool:
+        """Whether nothing that is free could become such a variable, alone, in parts or joined."""
+        if spec.shape not in self._is_new:
+            self._is_new[spec.shape] = not any(could_make(shape, spec.shape) for shape in self._free)
+        return self._is_new[spec.shape]
 
 
-def _without_rivals(proposals: Sequence[_Proposal], used: Container[str]) -> list[_Proposal]:
-    """Leaves out sources that are used already or that two proposals want."""
-    wanted = collections.Counter(p.source for p in proposals)
-    return [p for p in proposals if not p.source or (wanted[p.source] == 1 and p.source not in used)]
-
-
-def _can_be_written(proposal: _Proposal) -> bool:
-    """Whether a rule means these names as they are: no braces, no bytes that are no UTF-8, no absurd length."""
-    return all(
-        name.isprintable() and len(name) <= MAX_PATTERN and not {"{", "}"} & set(name) and not name.endswith(_SUFFIX)
-        for name in (proposal.source, proposal.target)
-    )
+def _bounded(comments: Sequence[str]) -> Iterator[str]:
+    yield from comments[:MAX_COMMENTS]
+    if len(comments) > MAX_COMMENTS:
+        yield f"# ... and {len(comments) - MAX_COMMENTS} more that are not clear\n"
 
 
 def _lead(found: Sequence[tuple[float, str]]) -> float:
@@ -198,67 +232,5 @@ def _lead(found: Sequence[tuple[float, str]]) -> float:
     return lead if lead >= MIN_LEAD else 0.0
 
 
-def _fixing_ops(entry: PlanEntry, found: TensorSpec) -> str:
-    """The ops that surely are the right ones to propose, else empty."""
-    if entry.problem is Problem.DTYPE:
-        return "" if "string" in (found.dtype, entry.spec.dtype) else f'{{ cast = {{ dtype = "{entry.spec.dtype}" }} }}'
-    if _squeezed(found.shape) == _squeezed(entry.spec.shape):
-        return f"{{ reshape = {{ shape = {list(entry.spec.shape)} }} }}"
-    # Equal numbers of elements prove nothing: it may be a transpose, or a transpose and a reshape.
-    if len(found.shape) == len(entry.spec.shape) and found.elements != entry.spec.elements:
-        return _FIT
-    return ""
-
-
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
-
-
-def _collapse(proposals: Sequence[_Proposal], sources: Iterable[str], targets: Iterable[str]) -> list[_Proposal]:
-    """Replaces proposals that differ in one block index only by one rule with `{i}`.
-
-    Only where every index that the pattern would match is among them, so that the rule does just the same.
-    """
-    if not proposals:
-        return []
-    families: dict[_Proposal, list[_Proposal]] = collections.defaultdict(list)
-    for proposal in proposals:
-        families[_family(proposal)].append(proposal)
-    reach = _reach(sources), _reach(targets)
-    result = []
-    for pattern, members in families.items():
-        names = {m.source or m.target for m in members}
-        side = reach[0].get(pattern.source) if pattern.source else reach[1].get(pattern.target)
-        result += [pattern] if len(members) > 1 and names == side else members
-    return sorted(result, key=lambda p: p.target)
-
-
-def _reach(names: Iterable[str]) -> dict[str, set[str]]:
-    """Pattern -> the names that it matches."""
-    table: dict[str, set[str]] = collections.defaultdict(set)
-    for name in names:
-        table[_NUMBER.sub("{i}", name, count=1)].add(name)
-    return table
-
-
-def _family(proposal: _Proposal) -> _Proposal:
-    theirs, ours = _NUMBER.search(proposal.source), _NUMBER.search(proposal.target)
-    if proposal.source and (theirs is None or ours is None or theirs.group() != ours.group()):
-        return proposal
-    source, target = (_NUMBER.sub("{i}", name, count=1) for name in (proposal.source, proposal.target))
-    return _Proposal(source, target, proposal.ops)
-
-
-def _render(proposal: _Proposal) -> str:
-    if not proposal.source:
-        keep = f"keep = {_quote(proposal.target)}\n"
-        return f"[[rule]]  # nothing in the checkpoint fits: it keeps its present value\n{keep}"
-    tail = f"ops = [{proposal.ops}]\n" if proposal.ops else ""
-    if proposal.ops == _FIT:
-        tail = f"{_FIT_MEANS}\n{tail}"
-    return f"[[rule]]\nfrom = {_quote(proposal.source)}\nto = {_quote(proposal.target)}\n{tail}"
-
-
-def _quote(name: str) -> str:
-    # JSON's string escapes are also TOML's; surrogates are not, and such names stand in comments only.
-    return json.dumps(name.encode("utf-8", "replace").decode("utf-8"), ensure_ascii=False).replace("\x7f", "\\u007f")
