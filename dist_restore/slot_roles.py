@@ -96,7 +96,7 @@ def role_of_edge(edge: str) -> str:
 
 def family_of(label: str) -> str:
     """The optimizer class that an optimizer's own name gives away (`rm_sprop_1` is `rmsprop`), or empty."""
-    base = re.sub(r"_\d+\Z", "", label.lower()).replace("_", "")
+    base = class_name(label)
     return base if base in _FAMILIES else ""
 
 
@@ -126,6 +126,16 @@ def same_meaning(source: str, target: str, role: str) -> bool:
 def degree_of(role: str, family: str) -> int | None:
     """The power of the gradient that a slot holds, or None where it is not known."""
     return _DEGREES_OF_CLASS.get((family, role), _DEGREES.get(role))
+
+
+def is_copy(role: str, family: str) -> bool:
+    """Whether a slot is made of its variable's values, and not of gradients: an average, or ScheduleFreeAdamW's z."""
+    return degree_of(role, family) == -1
+
+
+def class_name(label: str) -> str:
+    """The class whose instances Keras would name so by itself: `my_opt_1` is of `MyOpt`; in lower case."""
+    return re.sub(r"_\d+\Z", "", label.lower()).replace("_", "")
 
 
 def begins_above_zero(role: str, family: str) -> bool:

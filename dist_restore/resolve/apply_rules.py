@@ -7,7 +7,7 @@ Every rule must fire.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 from dist_restore.errors import RuleError
@@ -28,6 +28,7 @@ class Assignment(NamedTuple):
       part: which of the rule's targets this is.
       parts: how many targets the rule has.
       rule: index of the rule.
+      literal: whether the rule spells the target's name out.
     """
 
     sources: tuple[SourceTensor, ...]
@@ -35,6 +36,7 @@ class Assignment(NamedTuple):
     part: int
     parts: int
     rule: int
+    literal: bool = True
 
 
 class Decisions:
@@ -43,6 +45,8 @@ class Decisions:
     Attributes:
       assigned: target -> its assignment.
       kept: target -> the rule that keeps its value.
+      kept_literally: the kept targets whose names a rule spells out.
+      seeded: the assigned slots that are filled from variables which are no slots.
       dropped: source -> the rule that drops it.
       used: source -> the first rule that uses it.
       missed: source -> (rule, target) where a rule maps it to a target that it cannot fill.
@@ -51,6 +55,8 @@ class Decisions:
     def __init__(self) -> None:
         self.assigned: dict[str, Assignment] = {}
         self.kept: dict[str, int] = {}
+        self.kept_literally: set[str] = set()
+        self.seeded: set[str] = set()
         self.dropped: dict[str, int] = {}
         self.used: dict[str, int] = {}
         self.missed: dict[str, tuple[int, str]] = {}
@@ -78,6 +84,11 @@ def apply_rules(rules: RuleSet, sources: NameTable[SourceTensor], targets: NameT
         if not fired and not rule.optional:
             raise RuleError(f"{where} ({rule.describe()}) matched nothing. {_hint(rule, sources, targets, decisions)}")
     return decisions
+
+
+def is_seed(variable: TargetVariable, sources: Sequence[SourceTensor]) -> bool:
+    """Whether a slot is filled from what is none, as an average from its weight."""
+    return variable.slot is not None and all(s.slot is None for s in sources)
 
 
 class _Application:
@@ -108,6 +119,8 @@ class _Application:
         pattern = compile_pattern(self._rule.keep, regex=self._rule.regex)
         found = [v.name for _, v, _ in _matches(pattern, self._targets) if self._decisions.decided(v.name) is None]
         self._decisions.kept.update(dict.fromkeys(found, self._index))
+        if pattern.literal:
+            self._decisions.kept_literally.update(found)
         return bool(found)
 
     def _drop(self) -> bool:
@@ -141,7 +154,7 @@ class _Application:
             yield None, {}
         else:
             # A list: what this rule takes on the way does not change what it matches.
-            yield from [(name, found) for name, _, found in _matches(first, self._sources, self._decisions.used)]
+            yield from [(name, found) for name, _, found in _matches(first, self._sources)]
 
     def _captures_of_target(self, first: Pattern) -> Iterator[tuple[None, Captures]]:
         driver = self._to[0]
@@ -161,7 +174,7 @@ class _Application:
             if tensor is None:
                 self._refuse_half(found, name or pattern.text)
                 return None
-            if not self._is_free(tensor, pattern):
+            if not self._is_free(tensor, pattern) and not self._is_seed(tensor, captures):
                 return None
             found.append(tensor)
         return tuple(found)
@@ -174,6 +187,13 @@ class _Application:
         return pattern.literal or (
             dropped is None and self._decisions.used.get(tensor.name, self._index) == self._index
         )
+
+    def _is_seed(self, tensor: SourceTensor, captures: Captures) -> bool:
+        """Whether a variable fills slots only here: a slot that begins as a copy of it does not take it away."""
+        if tensor.slot is not None or tensor.name in self._decisions.dropped:
+            return False
+        found = [self._targets.get(pattern.fill(captures) or pattern.text) for pattern in self._to]
+        return all(v is not None and v.slot is not None for v in found)
 
     def _refuse_half(self, found: list[SourceTensor], missing: str) -> None:
         """Raises where some of the tensors that a rule joins are there and others are not."""
@@ -204,10 +224,13 @@ class _Application:
             )
         if not self._claim(variable, sources, self._to[part]):
             return False
-        assignment = Assignment(sources, self._rule.ops, part, len(self._to), self._index)
+        literal = self._to[part].literal
+        assignment = Assignment(sources, self._rule.ops, part, len(self._to), self._index, literal)
         self._decisions.assigned[variable.name] = assignment
-        for tensor in sources:
-            self._decisions.used.setdefault(tensor.name, self._index)
+        if is_seed(variable, sources):
+            self._decisions.seeded.add(variable.name)
+        else:
+            self._decisions.used.update({t.name: self._index for t in sources if t.name not in self._decisions.used})
         return True
 
     def _claim(self, variable: TargetVariable, sources: tuple[SourceTensor, ...], pattern: Pattern) -> bool:

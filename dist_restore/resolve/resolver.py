@@ -15,6 +15,7 @@ from dist_restore.errors import RuleError
 from dist_restore.plan import RestorePlan
 from dist_restore.resolve.apply_rules import Assignment, Decisions, apply_rules
 from dist_restore.resolve.build import Choice, build_entry, unfilled
+from dist_restore.resolve.collapse import refuse_collapse
 from dist_restore.resolve.containers import match_containers
 from dist_restore.resolve.matching import Conflict, Match, Outcome, match_names
 from dist_restore.resolve.names import NameTable, Side
@@ -24,6 +25,7 @@ from dist_restore.resolve.places import match_places, refuse_other_members
 from dist_restore.resolve.positions import match_positions
 from dist_restore.resolve.rules import RuleSet
 from dist_restore.resolve.several import decisions_of, join_outcomes
+from dist_restore.resolve.slot_patterns import settle_slot
 from dist_restore.resolve.slots import Owner, SlotResolver, refuse_negative
 from dist_restore.resolve.suggest import Suggester
 from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable, TensorSpec
@@ -78,6 +80,7 @@ class _Resolution:
         entries += self._slots(owners)
         if self._options.keep_unmatched:
             entries = [_allow_keep(e) for e in entries]
+        entries = refuse_collapse(entries, self._targets, self._decisions)
         return self._plan(entries)
 
     def _side(self) -> str:
@@ -125,7 +128,7 @@ class _Resolution:
             # TF1's step may be wanted twice: as iterations, and by a variable of its own name.
             matched = {o.source.name for o in state.values() if isinstance(o, Match)} - {TF1_STEP}
             free = [t for t in free if t.name not in matched]
-        settled = [(n, s.name) for n, a in decisions.assigned.items() for s in a.sources]
+        settled = [(n, s.name) for n, a in decisions.assigned.items() if n not in decisions.seeded for s in a.sources]
         owners = [t for t in sources.tensors if t.slot is None]
         found = match_names(Side(open_targets, owned), Side(free, owners), settled)
         unmatched = frozenset(v.name for v in open_targets if v.name not in found)
@@ -196,12 +199,15 @@ class _Resolution:
         return [self._slot(v, owners, resolver) for v in self._targets.variables if v.slot is not None]
 
     def _slot(self, variable: TargetVariable, owners: Mapping[str, Owner], resolver: SlotResolver) -> PlanEntry:
+        assert variable.slot is not None
+        owner = owners.get(variable.slot.owner)
+        assignment = self._decisions.assigned.get(variable.name)
+        if assignment is not None and not assignment.literal and owner is not None:
+            return settle_slot(variable, self._ruled_choice(assignment), owner, resolver)
         if self._decisions.decided(variable.name) is not None:
             entry = self._owner(variable, None).entry
             refuse_negative(variable, entry)
             return entry
-        assert variable.slot is not None
-        owner = owners.get(variable.slot.owner)
         if owner is None:
             return unfilled(variable, Status.UNMATCHED, "its owner is not in the model.", problem=Problem.UNMATCHED)
         return resolver.resolve(variable, owner)

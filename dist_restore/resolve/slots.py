@@ -11,11 +11,13 @@ from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.nearest import quote
-from dist_restore.slot_roles import SHADOWS, begins_above_zero, degree_of, is_known, same_meaning
+from dist_restore.resolve.same_class import same_class
+from dist_restore.slot_roles import SHADOWS, begins_above_zero, degree_of, is_copy, role_of_slot
 from dist_restore.specs import (
     AliasKind,
     CheckpointIndex,
     OptimizerInfo,
+    Slot,
     SourceTensor,
     TargetIndex,
     TargetVariable,
@@ -65,37 +67,68 @@ class SlotResolver:
         self._ours = {o.name: o for o in targets.optimizers if o.roles}
         self._roles = {ours: theirs for theirs, ours in roles}
 
-    def resolve(self, target: TargetVariable, owner: Owner) -> PlanEntry:
-        """The entry of one slot, given what was decided for its owner."""
+    def resolve(self, target: TargetVariable, owner: Owner, pointed: Slot | None = None, role: str = "") -> PlanEntry:
+        """The entry of one slot, given what was decided for its owner.
+
+        Args:
+          target: the slot.
+          owner: what was decided for its owner.
+          pointed: a slot of the checkpoint at which a rule points; it says which optimizer is meant.
+          role: the role in the checkpoint, where a rule says so.
+        """
         slot = target.slot
         assert slot is not None
         if owner.choice is None:
             return self._follow_unfilled(target, owner.entry)
+        names = [s.name for s in owner.choice.sources]
         if any(s.slot is not None for s in owner.choice.sources):
-            return self._follow_slot(target, owner.choice)
+            raw = [s.slot.owner for s in owner.choice.sources if s.slot is not None and s.slot.role == "average"]
+            if pointed is None or len(raw) < len(names) or slot.role == "average":
+                return self._follow_slot(target, owner.choice)
+            names = raw  # the rule says that moments of the raw weights are meant
         if not self._theirs:
-            return self._unmatched(target, self._why_no_slots(target))
-        role = self._roles.get(slot.role, slot.role)
+            return self._unmatched(target, self._why_no_slots(target, owner))
+        said, role = bool(role) or slot.role in self._roles, role or self._roles.get(slot.role, slot.role)
         parts = sorted({source.part for source in owner.choice.sources})
         if len(parts) > 1:
             return self._unmatched(target, _of_several(target, role, owner.choice.sources, parts))
-        optimizer = self._pair(slot.optimizer, role, owner.choice.sources)
+        meant = self._theirs.get(pointed.optimizer) if pointed is not None else None
+        optimizer = meant or self._pair(slot.optimizer, role, owner.choice.sources)
         if isinstance(optimizer, str):
             return self._unmatched(target, optimizer)
+        role = role if said else self._word(optimizer, slot)
         refusal = self._refuse_meaning(slot.optimizer, slot.role, optimizer)
         if refusal:
             return self._unmatched(target, refusal)
-        found = [self._table.get((optimizer.name, role, s.name)) for s in owner.choice.sources]
+        found = [self._table.get((optimizer.name, role, name)) for name in names]
         tensors = tuple(t for t in found if t is not None)
         if len(tensors) < len(found):
-            missing = owner.choice.sources[found.index(None)].name
-            elsewhere = self._stored(role, missing)
-            return self._unmatched(
-                target, f"the checkpoint has no slot {role!r} of {missing!r}{_or(target, elsewhere)}"
-            )
+            missing = names[found.index(None)]
+            advice = self._advice(target, owner, self._stored(role, missing))
+            return self._unmatched(target, f"the checkpoint has no slot {role!r} of {missing!r}{advice}")
         # Where a name that somebody chose hides the class in the checkpoint, it is that of the program (`_same_class`).
         family = optimizer.family or self._ours.get(slot.optimizer, optimizer).family
         return self._build(target, owner.choice, tensors, family)
+
+    def _word(self, theirs: OptimizerInfo, slot: Slot) -> str:
+        """What the checkpoint calls a role, where a name that somebody chose hides the class that has the words."""
+        ours = self._ours.get(slot.optimizer)
+        if theirs.family or ours is None or slot.role in theirs.roles:
+            return slot.role
+        return next((r for r in theirs.roles if role_of_slot(r, ours.family) == slot.role), slot.role)
+
+    def is_copy(self, slot: Slot) -> bool:
+        """Whether a slot is made of its variable's values."""
+        ours = self._ours.get(slot.optimizer)
+        return is_copy(slot.role, ours.family if ours is not None else "")
+
+    def _advice(self, target: TargetVariable, owner: Owner, elsewhere: Sequence[str]) -> str:
+        """What to say in the rules where a role is missing."""
+        slot = target.slot
+        assert slot is not None and owner.choice is not None
+        if self.is_copy(slot) and len(owner.choice.sources) == 1:
+            return seed_advice(slot, owner.choice.sources[0].name)
+        return _or(target, elsewhere)
 
     def _follow_unfilled(self, target: TargetVariable, entry: PlanEntry) -> PlanEntry:
         reason = f"its owner {entry.target!r} is {entry.status.value}"
@@ -117,7 +150,7 @@ class SlotResolver:
             return others[0]
         return f"the checkpoint holds the optimizers {quote(sorted(self._theirs))}, and none is called {ours!r}"
 
-    def _why_no_slots(self, target: TargetVariable) -> str:
+    def _why_no_slots(self, target: TargetVariable, owner: Owner) -> str:
         alike = [t for t in self._numbered if t.spec.shape == target.spec.shape]
         if self._numbered:
             name = (alike or self._numbered)[0].name
@@ -128,7 +161,7 @@ class SlotResolver:
             )
         if self._silent:
             known = f"{self._silent[0].name!r} ({self._silent[0].family or 'class unknown'})"
-            return f"the checkpoint's optimizer {known} keeps no slots{_or(target, ())}"
+            return f"the checkpoint's optimizer {known} keeps no slots{self._advice(target, owner, ())}"
         return "the checkpoint holds no optimizer slots"
 
     def _follow_slot(self, target: TargetVariable, owner: Choice) -> PlanEntry:
@@ -155,7 +188,7 @@ class SlotResolver:
     def _refuse_meaning(self, ours: str, role: str, theirs: OptimizerInfo) -> str:
         """Why a role may not be taken over between two optimizer classes; empty when it may."""
         mine = self._ours.get(ours, OptimizerInfo(ours, "", "", ()))
-        if role in self._roles or self._same_class(mine, theirs, role):
+        if role in self._roles or same_class(mine, theirs, role):
             return ""
         found = theirs.family or f"unknown (named {theirs.label!r})"
         return (
@@ -163,15 +196,6 @@ class SlotResolver:
             f"same in both (the checkpoint's roles are {', '.join(theirs.roles)}). If it does, say so in the rules: "
             f'[slots] {theirs.roles[0] if role not in theirs.roles else role} = "{role}"'
         )
-
-    @staticmethod
-    def _same_class(ours: OptimizerInfo, theirs: OptimizerInfo, role: str) -> bool:
-        if is_known(theirs.family) and is_known(ours.family):
-            return same_meaning(theirs.family, ours.family, role)
-        # A name that somebody chose, or a class of theirs, hides the class; equal name and equal roles are the next
-        # best evidence. Averages of weights are no part of a class: `use_ema` gives them to all.
-        roles = [set(o.roles) - {"average"} for o in (ours, theirs)]
-        return bool(ours.label) and ours.label == theirs.label and roles[0] == roles[1]
 
     def _build(
         self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...], family: str
@@ -187,7 +211,10 @@ class SlotResolver:
             return self._unmatched(target, _refused(target, slot.role, tensors, refusal))
         ops = for_slot(owner.ops, 1 if degree is None else degree)
         evidence = f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"
-        entry = build_entry(target, msgspec.structs.replace(owner, sources=tensors, ops=ops, evidence=evidence))
+        # New rows of an average are drawn as those of its variable are.
+        seed = slot.owner if degree == -1 else ""
+        choice = msgspec.structs.replace(owner, sources=tensors, ops=ops, evidence=evidence, seed=seed)
+        entry = build_entry(target, choice)
         if entry.status is Status.RESIZED and begins_above_zero(slot.role, family):
             return self._unmatched(target, _refused(target, slot.role, tensors, _NOT_ZERO))
         return entry
@@ -223,6 +250,18 @@ def _or(target: TargetVariable, elsewhere: Sequence[str]) -> str:
     other = f' To take that of another optimizer: from = "{elsewhere[0]}", to = "{target.name}"' if elsewhere else ""
     keep = f'. To let this role keep what it holds now (in a new optimizer, how it begins): keep = "{root}/{{rest}}"'
     return f"{keep}.{other}" if other else keep
+
+
+def seed_advice(slot: Slot, source: str) -> str:
+    """The rule by which a slot that is a copy of its variable begins as what fills that: for all, if that is so simple.
+
+    To be read behind what is missing.
+    """
+    there, here = source.split("/"), slot.owner.split("/")
+    root = f"{slot.optimizer}/{slot.role}" if slot.optimizer else slot.role
+    pattern = len(there) > 1 and there[1:] == here[1:]
+    names = (f"{there[0]}/{{rest}}", f"{root}/{here[0]}/{{rest}}") if pattern else (source, f"{root}/{slot.owner}")
+    return f'. It must begin as what its variable is: from = "{names[0]}", to = "{names[1]}"'
 
 
 def _of_several(target: TargetVariable, role: str, sources: Sequence[SourceTensor], parts: Sequence[str]) -> str:
