@@ -284,3 +284,131 @@ def test_another_class_of_tf_keras_under_the_same_name_is_refused(
 ) -> None:
     path = save(keras_2(TF_KERAS[old], name, 1)[0], tmp_path)
     refuse(UnmatchedError, keras_2(TF_KERAS[new], name, 2)[0], path, "[slots]")
+
+
+# ---- What may not begin anew -----------------------------------------------------------------------------
+
+EMA = "optimizer/iterations - int64\n" + A + "momentum@model/a/w\nvelocity@model/a/w\n"
+AVERAGE = "average@model/a/w\n"
+SEED = '[[rule]]\nfrom = "model/{rest}"\nto = "optimizer/average/model/{rest}"\n'
+
+
+def keep(*names: str) -> str:
+    return "".join(f'[[rule]]\nkeep = "{name}"\n' for name in names)
+
+
+@pytest.mark.parametrize("rules", [keep("optimizer/average/{rest}"), keep("{rest}/average/model/a/w")])
+def test_averages_of_restored_weights_are_not_kept_by_a_pattern(rules: str) -> None:
+    done = plan(EMA, EMA + AVERAGE, rules)
+    assert problems(done) == {slot("average"): "unmatched"}
+    assert 'from = "model/{rest}", to = "optimizer/average/model/{rest}"' in entry(done, slot("average")).reason
+
+
+def test_averages_of_restored_weights_are_not_kept_for_being_unmatched() -> None:
+    assert problems(plan(EMA, EMA + AVERAGE, keep=True)) == {slot("average"): "unmatched"}
+
+
+def test_an_average_is_kept_where_its_name_is_spelled_out() -> None:
+    assert plan(EMA, EMA + AVERAGE, keep(slot("average"))).problems == ()
+
+
+def test_averages_are_kept_with_the_counter_at_whose_beginning_keras_makes_them() -> None:
+    assert plan(EMA, EMA + AVERAGE, keep("optimizer/{rest}")).problems == ()
+
+
+def test_the_average_of_a_new_layer_is_no_zero_beside_a_counter_that_goes_on() -> None:
+    target = EMA + AVERAGE + B + "momentum@model/b/w\nvelocity@model/b/w\naverage@model/b/w"
+    done = plan(EMA + AVERAGE, target, keep("model/b/{rest}"))
+    assert problems(done) == {slot("average", "model/b/w"): "unmatched"}
+    literal = f'keep = "{slot("average", "model/b/w")}"'
+    assert literal in entry(done, slot("average", "model/b/w")).reason
+    assert plan(EMA + AVERAGE, target, keep("model/b/{rest}") + f"[[rule]]\n{literal}").problems == ()
+
+
+@pytest.mark.parametrize(("fill", "refused"), [("keep", True), ("zeros", False), ("mean", False), ("normal", False)])
+@pytest.mark.parametrize("seeded", [False, True])
+def test_new_rows_of_an_average_are_filled_as_those_of_its_weight(fill: str, refused: bool, seeded: bool) -> None:
+    grow = f'[[rule]]\nfrom = "model/a/w"\nto = "model/a/w"\nops = [{{ fit = {{ fill = "{fill}" }} }}]\n'
+    target = (EMA + AVERAGE).replace("model/a/w 4", "model/a/w 6")
+    done = plan(EMA if seeded else EMA + AVERAGE, target, grow + SEED if seeded else grow)
+    assert problems(done) == ({slot("average"): "unmatched"} if refused else {})
+    if not refused:
+        assert entry(done, slot("average")).ops == entry(done, "model/a/w").ops
+
+
+def test_averages_begin_as_weights_that_other_rules_take_elsewhere() -> None:
+    rename = '[[rule]]\nfrom = "model/b/{rest}"\nto = "model/a/{rest}"\n'
+    seed = '[[rule]]\nfrom = "model/b/{rest}"\nto = "optimizer/average/model/a/{rest}"\n'
+    source = EMA.replace("model/a/w", "model/b/w")
+    for rules in (rename + seed, seed + rename):
+        done = plan(source, EMA + AVERAGE, rules)
+        assert done.problems == ()
+        assert filled(done)[slot("average")] == filled(done)["model/a/w"] == "model/b/w"
+
+
+def test_an_average_never_begins_as_another_weight() -> None:
+    seed = '[[rule]]\nfrom = "model/{rest}"\nto = "optimizer/average/model/{rest}"\n'
+    both = EMA + B + "momentum@model/b/w\nvelocity@model/b/w\n"
+    done = plan(both, both + AVERAGE, EXCHANGE + seed)
+    assert problems(done) == {slot("average"): "ambiguous"}
+    assert entry(done, slot("average")).candidates == ("model/a/w", "model/b/w")
+
+
+def test_averages_that_are_stored_do_not_begin_anew() -> None:
+    assert problems(plan(EMA + AVERAGE, EMA + AVERAGE, SEED)) == {slot("average"): "ambiguous"}
+
+
+@pytest.mark.parametrize(
+    ("family", "numerator", "denominator"),
+    [
+        ("adam", "momentum", "velocity"),
+        ("lamb", "momentum", "velocity"),
+        ("adamax", "m", "u"),
+        ("rmsprop", "average_gradient", "velocity"),
+        ("ftrl", "linear", "accumulator"),
+    ],
+)
+def test_what_an_update_is_divided_by_does_not_begin_anew_alone(family: str, numerator: str, denominator: str) -> None:
+    text = A + f"{numerator}@model/a/w\n{denominator}@model/a/w\n"
+    sides = checkpoint(text, {"optimizer": family}), program(text, {"optimizer": family})
+    pattern = f"optimizer/{denominator}/{{rest}}"
+    done = plan(*sides, keep(pattern))
+    assert problems(done) == {slot(denominator): "unmatched"}
+    assert f'keep = "optimizer/{numerator}/{{rest}}"' in entry(done, slot(denominator)).reason
+    assert plan(*sides, keep(slot(denominator))).problems == ()
+    if family != "ftrl":  # whose variable is made of `linear`
+        assert plan(*sides, keep(pattern, f"optimizer/{numerator}/{{rest}}")).problems == ()
+
+
+@pytest.mark.parametrize(("family", "role"), [("ftrl", "linear"), ("schedulefreeadamw", "momentum")])
+def test_what_a_weight_is_made_of_does_not_begin_anew_beside_it(family: str, role: str) -> None:
+    text = A + B + f"{role}@model/a/w\n{role}@model/b/w\n"
+    sides = checkpoint(text, {"optimizer": family}), program(text, {"optimizer": family})
+    done = plan(*sides, keep(f"optimizer/{role}/{{rest}}", "model/b/w"))
+    assert problems(done) == {slot(role): "unmatched"}
+
+
+def test_schedule_free_weights_begin_as_the_weights_of_another_class() -> None:
+    text = A + "momentum@model/a/w\nvelocity@model/a/w\n"
+    sides = checkpoint(text, {"optimizer": "adam"}), program(text, {"optimizer": "schedulefreeadamw"})
+    rules = '[[rule]]\nfrom = "model/{rest}"\nto = "optimizer/momentum/model/{rest}"\n'
+    done = plan(*sides, rules + keep("optimizer/velocity/{rest}"))
+    assert done.problems == ()
+    assert filled(done)[slot("momentum")] == "model/a/w"
+
+
+def test_averages_of_tf_keras_begin_as_copies_so_those_of_new_layers_are_kept(tmp_path: pathlib.Path) -> None:
+    def program_of(*names: str) -> tuple[Checkpoint, tf_keras.Model, tf_keras.optimizers.Optimizer]:
+        model = tf_keras.Sequential([tf_keras.layers.Dense(4, name=n) for n in names])
+        model(tf.zeros((1, 4)))
+        optimizer = tf_keras.optimizers.Adam(use_ema=True)
+        optimizer.build(model.trainable_variables)
+        return Checkpoint(model=model, optimizer=optimizer), model, optimizer
+
+    path = save(program_of("a")[0], tmp_path)
+    root, model, optimizer = program_of("a", "b")
+    averages = optimizer._model_variables_moving_average
+    restore(root, path, rules=[dr.Rule(keep="model/b/{rest}")])
+    assert_all_hold(averages, values(model.trainable_variables))
+    keep_all = [dr.Rule(keep="optimizer/{rest}")]
+    refuse(UnmatchedError, root, path, "optimizer/average/model/a/kernel", rules=keep_all)

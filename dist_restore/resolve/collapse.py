@@ -133,8 +133,8 @@ class _Judge:
         if owner is not None and owner.filled and len(owner.sources) == 1:
             return f"{reason}{seed_advice(slot, owner.sources[0])}. {_at_your_word(target)}"
         return (
-            f"{reason}, and its counter goes on. In the program, assign the variable to it first, and then "
-            f'say so: keep = "{target.name}". Or let the counter begin anew: keep = "{slot.optimizer}/iterations".'
+            f"{reason}. In the program, assign the variable's value to it before the restore, and then say so for each: "
+            f'keep = "{target.name}".'
         )
 
     def _is_kept(self, name: str) -> bool:

@@ -7,7 +7,7 @@ from dist_restore.slot_roles import class_name, is_known, same_meaning
 from dist_restore.specs import OptimizerInfo
 
 # What `use_ema` and `gradient_accumulation_steps` give to every class.
-_OF_ALL = frozenset({"average", "accumulated_gradient"})
+OF_ALL = frozenset({"average", "accumulated_gradient"})
 
 
 def same_class(ours: OptimizerInfo, theirs: OptimizerInfo, role: str) -> bool:
@@ -30,7 +30,7 @@ def _same_label(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:
 
 def _same_structure(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:
     if len(ours.structure) < 2 or len(theirs.structure) < 2:  # the lists of tf_keras are not always saved
-        return set(ours.roles) - _OF_ALL == set(theirs.roles) - _OF_ALL
+        return set(ours.roles) - OF_ALL == set(theirs.roles) - OF_ALL
     possible = classes_of(theirs.structure)
     may_be = not possible or not is_known(ours.family) or ours.family in possible
     return may_be and ours.structure == theirs.structure

@@ -11,7 +11,7 @@ from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.nearest import quote
-from dist_restore.resolve.same_class import same_class
+from dist_restore.resolve.same_class import OF_ALL, same_class
 from dist_restore.slot_roles import SHADOWS, begins_above_zero, degree_of, is_copy, role_of_slot
 from dist_restore.specs import (
     AliasKind,
@@ -152,6 +152,10 @@ class SlotResolver:
 
     def _why_no_slots(self, target: TargetVariable, owner: Owner) -> str:
         alike = [t for t in self._numbered if t.spec.shape == target.spec.shape]
+        assert target.slot is not None
+        if self._silent and target.slot.role in OF_ALL:  # which are never numbered
+            name = self._silent[0].name
+            return f"the checkpoint's optimizer {name!r} keeps no {target.slot.role!r}{self._advice(target, owner, ())}"
         if self._numbered:
             name = (alike or self._numbered)[0].name
             return (
