@@ -19,17 +19,9 @@ from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.optimizer_classes import KERAS_2
 from dist_restore.resolve.apply_rules import Decisions
 from dist_restore.resolve.slots import seed_advice
-from dist_restore.slot_roles import is_copy
+from dist_restore.slot_roles import begins_with, is_copy
 from dist_restore.specs import OptimizerInfo, Slot, TargetIndex, TargetVariable
 
-# Class and role -> the roles of the same owner with which it must begin anew, if at all. Adam divides momentum by the
-# root of velocity (a kept 0 and a gradient of 0 make that 1e7 steps); a centered RMSprop does so with a difference.
-_TOGETHER: dict[tuple[str, str], tuple[str, ...]] = {
-    **{(f, "velocity"): ("momentum",) for f in ("adam", "adamw", "nadam", "lamb", "muon")},
-    ("adamax", "u"): ("m",),
-    ("rmsprop", "velocity"): ("average_gradient",),
-    ("ftrl", "accumulator"): ("linear",),
-}
 _NO_INFO = OptimizerInfo("", "", "", ())
 
 
@@ -88,7 +80,7 @@ class _Judge:
                 "ftrl computes its variable from 'linear' alone, so that with one that begins as zero the next step "
                 f"would throw the restored {slot.owner!r} away. {_at_your_word(target)}"
             )
-        restored = [r for r in _TOGETHER.get((info.family, slot.role), ()) if self._is_filled(_sibling(slot, r))]
+        restored = [r for r in begins_with(slot.role, info.family) if self._is_filled(_sibling(slot, r))]
         if not restored:
             return ""
         other = _sibling(slot, restored[0])
@@ -133,7 +125,7 @@ class _Judge:
         if owner is not None and owner.filled and len(owner.sources) == 1:
             return f"{reason}{seed_advice(slot, owner.sources[0])}. {_at_your_word(target)}"
         return (
-            f"{reason}. In the program, assign the variable's value to it before the restore, and then say so for each: "
+            f"{reason}. In the program, assign the variable's value to it before the restore, and then say so: "
             f'keep = "{target.name}".'
         )
 

@@ -12,7 +12,7 @@ from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.nearest import quote
 from dist_restore.resolve.same_class import OF_ALL, same_class
-from dist_restore.slot_roles import SHADOWS, begins_above_zero, degree_of, is_copy, role_of_slot
+from dist_restore.slot_roles import SHADOWS, begins_above_zero, begins_with, degree_of, is_copy, role_of_slot
 from dist_restore.specs import (
     AliasKind,
     CheckpointIndex,
@@ -212,7 +212,7 @@ class SlotResolver:
         degree = degree_of(self._roles.get(slot.role, slot.role), family)
         refusal = refuses_slot(owner.ops, degree)
         if refusal:
-            return self._unmatched(target, _refused(target, slot.role, tensors, refusal))
+            return self._unmatched(target, _refused(target, slot.role, tensors, refusal, family))
         ops = for_slot(owner.ops, 1 if degree is None else degree)
         evidence = f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"
         # New rows of an average are drawn as those of its variable are.
@@ -220,7 +220,7 @@ class SlotResolver:
         choice = msgspec.structs.replace(owner, sources=tensors, ops=ops, evidence=evidence, seed=seed)
         entry = build_entry(target, choice)
         if entry.status is Status.RESIZED and begins_above_zero(slot.role, family):
-            return self._unmatched(target, _refused(target, slot.role, tensors, _NOT_ZERO))
+            return self._unmatched(target, _refused(target, slot.role, tensors, _NOT_ZERO, family))
         return entry
 
     def _build_odd_shaped(self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...]) -> PlanEntry:
@@ -277,13 +277,17 @@ def _of_several(target: TargetVariable, role: str, sources: Sequence[SourceTenso
     )
 
 
-def _refused(target: TargetVariable, role: str, tensors: tuple[SourceTensor, ...], refusal: str) -> str:
-    """Why ops do not carry over to a slot, and the two rules of which one says what is meant."""
+def _refused(target: TargetVariable, role: str, tensors: tuple[SourceTensor, ...], refusal: str, family: str) -> str:
+    """Why ops do not carry over to a slot, and the rules of which one says what is meant."""
+    assert target.slot is not None
+    root = f"{target.slot.optimizer}/" if target.slot.optimizer else ""
+    others = [f"{root}{other}/{target.slot.owner}" for other in begins_with(role, family)]
+    both = f" and keep = {others[0]!r}, which is divided by it" if others else ""
     sources = [t.name for t in tensors]
     source = repr(sources[0]) if len(sources) == 1 else str(sources)
     return (
         f"{role!r} does not follow its owner by itself: {refusal}. Say what is meant in a rule of its own: "
-        f"keep = {target.name!r}, or from = {source}, to = {target.name!r} with the ops"
+        f"keep = {target.name!r}{both}, or from = {source}, to = {target.name!r} with the ops"
     )
 
 
