@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from dist_restore import keras2_slots
 from dist_restore.graph import Node
+from dist_restore.optimizer_classes import KERAS_2, KERAS_3, LEGACY, settle, structure_of
 from dist_restore.slot_roles import family_of, role_of_edge, role_of_slot
 
 
@@ -26,6 +27,7 @@ class OptimizerNode:
       family: lower-case class name; empty where nothing gives it away.
       slots: (role, node of the owner, node of the slot).
       unclear: (nodes of the owners of which one is meant, node of the slot).
+      structure: what tells the class by itself; see `optimizer_classes`.
     """
 
     node: int
@@ -33,6 +35,7 @@ class OptimizerNode:
     family: str
     slots: tuple[tuple[str, int, int], ...]
     unclear: tuple[tuple[tuple[int, ...], int], ...] = ()
+    structure: tuple[str, ...] = ()
 
 
 def find_optimizers(nodes: Sequence[Node]) -> Iterator[OptimizerNode]:
@@ -46,9 +49,9 @@ def find_optimizers(nodes: Sequence[Node]) -> Iterator[OptimizerNode]:
         elif "_variables" in edges and "_trainable_variables" in edges:
             yield _keras_optimizer(nodes, index, edges)
         elif edges.keys() >= keras2_slots.NEW_STYLE:
-            label, family, slots = _read_slots(nodes, index, edges)
-            if slots:
-                yield OptimizerNode(index, label, family, slots)
+            read = _keras_2_optimizer(nodes, index, edges)
+            if read.slots:
+                yield read
         elif edges and (found := lists.optimizer(index)) is not None:
             yield found
 
@@ -108,6 +111,12 @@ class _Lists:
         return leaf.full_name if leaf is not None else ""
 
 
+def _keras_2_optimizer(nodes: Sequence[Node], index: int, edges: Mapping[str, int]) -> OptimizerNode:
+    label, said, slots = _read_slots(nodes, index, edges)
+    structure = structure_of(KERAS_2, edges)
+    return OptimizerNode(index, label, nodes[index].family or settle(said, structure), slots, structure=structure)
+
+
 def _read_slots(nodes: Sequence[Node], index: int, edges: Mapping[str, int]) -> keras2_slots.Reading:
     state = _states(nodes, edges["_variables"])
     own = {item.node for item in state}
@@ -161,7 +170,8 @@ def _keras_optimizer(nodes: Sequence[Node], index: int, edges: Mapping[str, int]
     owners = dict(nodes[edges["_trainable_variables"]].edges)
     state = {child for _, child in nodes[edges["_variables"]].edges}
     label = _label(nodes, edges.get("_iterations"))
-    family = nodes[index].family or family_of(label)
+    structure = structure_of(KERAS_3, edges)
+    family = nodes[index].family or settle(family_of(label), structure)
     slots = [
         (role_of_edge(edge), owners[position], child)
         for edge, container in nodes[index].edges
@@ -169,7 +179,7 @@ def _keras_optimizer(nodes: Sequence[Node], index: int, edges: Mapping[str, int]
         for position, child in nodes[container].edges
         if child in state and position in owners
     ]
-    return OptimizerNode(index, label, family, tuple(slots))
+    return OptimizerNode(index, label, family, tuple(slots), structure=structure)
 
 
 def _slotted_optimizer(nodes: Sequence[Node], index: int) -> OptimizerNode:
@@ -179,11 +189,20 @@ def _slotted_optimizer(nodes: Sequence[Node], index: int) -> OptimizerNode:
     families = {family_of(parts[0]) or family_of(parts[-1]) for parts in names}
     if len(families) > 1:
         families.discard("")  # slots of a variable in parts have the variable's name
-    family = nodes[index].family or (families.pop() if len(families) == 1 else "")
+    structure = _structure(nodes[index])
+    family = nodes[index].family or settle(families.pop() if len(families) == 1 else "", structure)
     labels = {parts[0] for parts in names}
     label = labels.pop() if len(labels) == 1 and family_of(names[0][0]) else _own_label(nodes, index) or family
     slots = tuple((role_of_slot(name, family), owner, slot) for owner, name, slot in nodes[index].slots)
-    return OptimizerNode(index, label, family, slots)
+    return OptimizerNode(index, label, family, slots, structure=structure)
+
+
+def _structure(node: Node) -> tuple[str, ...]:
+    """What tells the class of an optimizer that says itself which slots it has."""
+    edges = dict(node.edges)
+    if edges.keys() >= keras2_slots.NEW_STYLE:
+        return structure_of(KERAS_2, edges)
+    return structure_of(LEGACY, [*edges, *(name for _, name, _ in node.slots)])
 
 
 def _own_label(nodes: Sequence[Node], index: int) -> str:

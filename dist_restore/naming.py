@@ -493,4 +493,4 @@ def _refuse_equal(names: Iterable[str]) -> None:
 
 def _describe(optimizer: OptimizerNode, paths: Mapping[int, list[_Path]]) -> OptimizerInfo:
     roles = tuple(sorted({role for role, _, _ in optimizer.slots}))
-    return OptimizerInfo(paths[optimizer.node][0].text, optimizer.family, optimizer.label, roles)
+    return OptimizerInfo(paths[optimizer.node][0].text, optimizer.family, optimizer.label, roles, optimizer.structure)

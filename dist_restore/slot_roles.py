@@ -73,6 +73,15 @@ _DEGREES = {
 # the weights that the gradients are applied to (`z`); it begins as a copy of the variable.
 _DEGREES_OF_CLASS = {("rmsprop", "momentum"): 0, ("schedulefreeadamw", "momentum"): -1}
 
+# Class and role -> the roles of the same owner with which it must begin anew, if at all. Adam divides momentum by the
+# root of velocity (a kept 0 and a gradient of 0 make that 1e7 steps); a centered RMSprop does so with a difference.
+_TOGETHER: dict[tuple[str, str], tuple[str, ...]] = {
+    **{(f, "velocity"): ("momentum",) for f in ("adam", "adamw", "nadam", "lamb", "muon")},
+    ("adamax", "u"): ("m",),
+    ("rmsprop", "velocity"): ("average_gradient",),
+    ("ftrl", "accumulator"): ("linear",),
+}
+
 
 def role_of_slot(name: str, family: str) -> str:
     """The role of a slot that Keras 2 or TF1 calls so: `m` of an Adam is `momentum`."""
@@ -96,7 +105,7 @@ def role_of_edge(edge: str) -> str:
 
 def family_of(label: str) -> str:
     """The optimizer class that an optimizer's own name gives away (`rm_sprop_1` is `rmsprop`), or empty."""
-    base = re.sub(r"_\d+\Z", "", label.lower()).replace("_", "")
+    base = class_name(label)
     return base if base in _FAMILIES else ""
 
 
@@ -126,6 +135,21 @@ def same_meaning(source: str, target: str, role: str) -> bool:
 def degree_of(role: str, family: str) -> int | None:
     """The power of the gradient that a slot holds, or None where it is not known."""
     return _DEGREES_OF_CLASS.get((family, role), _DEGREES.get(role))
+
+
+def is_copy(role: str, family: str) -> bool:
+    """Whether a slot is made of its variable's values, and not of gradients: an average, or ScheduleFreeAdamW's z."""
+    return degree_of(role, family) == -1
+
+
+def begins_with(role: str, family: str) -> tuple[str, ...]:
+    """The roles of the same variable that must begin anew with this one, because an update divides them by it."""
+    return _TOGETHER.get((family, role), ())
+
+
+def class_name(label: str) -> str:
+    """The class whose instances Keras would name so by itself: `my_opt_1` is of `MyOpt`; in lower case."""
+    return re.sub(r"_\d+\Z", "", label.lower()).replace("_", "")
 
 
 def begins_above_zero(role: str, family: str) -> bool:

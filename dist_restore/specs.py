@@ -181,12 +181,14 @@ class OptimizerInfo:
       family: lower-case class name such as `adam`; empty when nothing gives it away.
       label: the optimizer's own name, as its variables carry it (`adam`, `my_opt`); empty if unknown.
       roles: slot roles that occur, sorted.
+      structure: whose it is and which attributes it keeps its state in (`optimizer_classes`); empty if unknown.
     """
 
     name: str
     family: str
     label: str
     roles: tuple[str, ...]
+    structure: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -278,7 +278,7 @@ def test_the_moments_of_raw_weights_are_not_given_to_averaged_ones_unless_that_i
         assert_holds(slot(pair.mine, "model_variables_moving_average", mine), average)
 
 
-def test_averages_that_begin_with_a_new_option_are_refused_until_they_are_kept_or_filled(
+def test_averages_that_begin_with_a_new_option_are_refused_until_they_begin_as_their_weights(
     tmp_path: pathlib.Path,
 ) -> None:
     pair = Pair(tmp_path, Adam, lambda: Adam(use_ema=True))
@@ -287,13 +287,16 @@ def test_averages_that_begin_with_a_new_option_are_refused_until_they_are_kept_o
         pair.root,
         pair.path,
         "optimizer/average/model/a/kernel",
-        'keep = "optimizer/average/{rest}"',
+        'from = "model/{rest}", to = "optimizer/average/model/{rest}"',
     )
-    restore(pair.root, pair.path, rules=rule(("model/{rest}", ("model/{rest}", "optimizer/average/model/{rest}"))))
-    pair.assert_weights()
-    pair.assert_adam()
-    for mine, theirs in pair.owners():
-        assert_holds(slot(pair.mine, "model_variables_moving_average", mine), value(theirs))
+    average = "optimizer/average/model/{rest}"
+    for rules in (rule(("model/{rest}", average)), rule(("model/{rest}", ("model/{rest}", average)))):
+        scramble(pair.new, pair.mine, seed=3)
+        restore(pair.root, pair.path, rules=rules)
+        pair.assert_weights()
+        pair.assert_adam()
+        for mine, theirs in pair.owners():
+            assert_holds(slot(pair.mine, "model_variables_moving_average", mine), value(theirs))
 
 
 class Tied(keras.Model):

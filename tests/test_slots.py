@@ -71,9 +71,9 @@ def test_slots_are_parted_as_their_owner_is() -> None:
 
 def test_new_elements_of_a_slot_are_zero_and_not_the_owners_fill() -> None:
     rules = '[[rule]]\nfrom = "e"\nto = "e"\nops = [{ fit = { fill = "keep" } }]'
-    done = plan("e 4\nmomentum@e\naverage@e", "e 6\nmomentum@e\naverage@e", rules)
+    done = plan("e 4\nmomentum@e\naverage@e", "e 6\nmomentum@e\naverage@e", rules.replace("keep", "mean"))
     fills = {name: entry(done, name).ops[0].fill.value for name in filled(done)}  # type: ignore[attr-defined]
-    assert fills == {"e": "keep", slot("momentum", "e"): "zeros", slot("average", "e"): "keep"}
+    assert fills == {"e": "mean", slot("momentum", "e"): "zeros", slot("average", "e"): "mean"}
     assert statuses(done)[slot("momentum", "e")] == "resized"
 
 
@@ -221,12 +221,15 @@ def test_use_ema_turned_off_leaves_the_averages_unused() -> None:
     assert [u.name for u in done.unused] == [slot("average")]
 
 
-def test_use_ema_turned_on_is_refused_until_it_is_kept() -> None:
+def test_use_ema_turned_on_is_refused_until_averages_begin_as_their_weights() -> None:
     target = A + MOMENTS + "average@model/a/w"
-    assert problems(plan(A + MOMENTS, target)) == {slot("average"): "unmatched"}
-    kept = plan(A + MOMENTS, target, '[[rule]]\nkeep = "optimizer/average/{rest}"')
-    assert statuses(kept)[slot("average")] == "kept"
-    assert kept.problems == ()
+    done = plan(A + MOMENTS, target)
+    assert problems(done) == {slot("average"): "unmatched"}
+    names = ("model/{rest}", "optimizer/average/model/{rest}")
+    assert f'from = "{names[0]}", to = "{names[1]}"' in entry(done, slot("average")).reason
+    seeded = plan(A + MOMENTS, target, {names[0]: names[1]})
+    assert seeded.problems == ()
+    assert filled(seeded)[slot("average")] == filled(seeded)["model/a/w"] == "model/a/w"
 
 
 # ---- Several optimizers, wrapped optimizers --------------------------------------------------------------

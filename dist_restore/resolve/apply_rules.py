@@ -7,7 +7,7 @@ Every rule must fire.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 from absl import logging
@@ -31,6 +31,7 @@ class Assignment(NamedTuple):
       parts: how many targets the rule has.
       rule: index of the rule.
       called: the names by which the rule means the tensors, where these are aliases.
+      literal: whether the rule spells the target's name out.
     """
 
     sources: tuple[SourceTensor, ...]
@@ -39,6 +40,7 @@ class Assignment(NamedTuple):
     parts: int
     rule: int
     called: tuple[str, ...] = ()
+    literal: bool = True
 
 
 class Decisions:
@@ -47,6 +49,8 @@ class Decisions:
     Attributes:
       assigned: target -> its assignment.
       kept: target -> the rule that keeps its value.
+      kept_literally: the kept targets whose names a rule spells out.
+      seeded: the assigned slots that are filled from variables which are no slots.
       dropped: source -> the rule that drops it.
       used: source -> the first rule that uses it.
       missed: source -> (rule, target) where a rule maps it to a target that it cannot fill.
@@ -55,6 +59,8 @@ class Decisions:
     def __init__(self) -> None:
         self.assigned: dict[str, Assignment] = {}
         self.kept: dict[str, int] = {}
+        self.kept_literally: set[str] = set()
+        self.seeded: set[str] = set()
         self.dropped: dict[str, int] = {}
         self.used: dict[str, int] = {}
         self.missed: dict[str, tuple[int, str]] = {}
@@ -89,6 +95,11 @@ def apply_rules(rules: RuleSet, sources: NameTable[SourceTensor], targets: NameT
     return decisions
 
 
+def is_seed(variable: TargetVariable, sources: Sequence[SourceTensor]) -> bool:
+    """Whether a slot is filled from what is none, as an average from its weight."""
+    return variable.slot is not None and all(s.slot is None for s in sources)
+
+
 class _Application:
     """One rule against both sides."""
 
@@ -117,6 +128,8 @@ class _Application:
         pattern = compile_pattern(self._rule.keep, regex=self._rule.regex)
         found = [v.name for _, v, _ in _matches(pattern, self._targets) if self._decisions.decided(v.name) is None]
         self._decisions.kept.update(dict.fromkeys(found, self._index))
+        if pattern.literal:
+            self._decisions.kept_literally.update(found)
         return bool(found)
 
     def _drop(self) -> bool:
@@ -151,7 +164,7 @@ class _Application:
             yield None, {}
         else:
             # A list: what this rule takes on the way does not change what it matches.
-            yield from [(name, found) for name, _, found in _matches(first, self._sources, self._decisions.used)]
+            yield from [(name, found) for name, _, found in _matches(first, self._sources)]
 
     def _captures_of_target(self, first: Pattern) -> Iterator[tuple[None, Captures]]:
         driver = self._to[0]
@@ -174,7 +187,7 @@ class _Application:
             if tensor is None:
                 self._refuse_half(found, name or pattern.text)
                 return None
-            if not self._is_free(tensor, pattern):
+            if not self._is_free(tensor, pattern) and not self._is_seed(tensor, captures):
                 return None
             found.append(tensor)
             if name is not None and name != tensor.name:
@@ -189,6 +202,13 @@ class _Application:
         return pattern.literal or (
             dropped is None and self._decisions.used.get(tensor.name, self._index) == self._index
         )
+
+    def _is_seed(self, tensor: SourceTensor, captures: Captures) -> bool:
+        """Whether a variable fills slots only here: a slot that begins as a copy of it does not take it away."""
+        if tensor.slot is not None or tensor.name in self._decisions.dropped:
+            return False
+        found = [self._targets.get(pattern.fill(captures) or pattern.text) for pattern in self._to]
+        return all(v is not None and v.slot is not None for v in found)
 
     def _refuse_half(self, found: list[SourceTensor], missing: str) -> None:
         """Raises where some of the tensors that a rule joins are there and others are not."""
@@ -224,10 +244,13 @@ class _Application:
             )
         if not self._claim(variable, sources, self._to[part]):
             return False
-        assignment = Assignment(sources, self._rule.ops, part, len(self._to), self._index, called)
+        literal = self._to[part].literal
+        assignment = Assignment(sources, self._rule.ops, part, len(self._to), self._index, called, literal)
         self._decisions.assigned[variable.name] = assignment
-        for tensor in sources:
-            self._decisions.used.setdefault(tensor.name, self._index)
+        if is_seed(variable, sources):
+            self._decisions.seeded.add(variable.name)
+        else:
+            self._decisions.used.update({t.name: self._index for t in sources if t.name not in self._decisions.used})
         return True
 
     def _claim(self, variable: TargetVariable, sources: tuple[SourceTensor, ...], pattern: Pattern) -> bool:

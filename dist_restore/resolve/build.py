@@ -32,6 +32,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
       part: which of several targets of one rule this is.
       parts: how many there are.
       proof: which kind of evidence that is.
+      seed: whose name random fills are drawn by; the target's own where empty.
     """
 
     sources: tuple[SourceTensor, ...]
@@ -40,6 +41,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     part: int = 0
     parts: int = 1
     proof: Proof = Proof.RULE
+    seed: str = ""
 
 
 def build_entry(target: TargetVariable, choice: Choice) -> PlanEntry:
@@ -53,7 +55,9 @@ def build_entry(target: TargetVariable, choice: Choice) -> PlanEntry:
         return _copy(target, choice)  # most of a restore, and many times faster
     if target.spec.is_object or any(spec.is_object for spec in specs):
         return _problem(target, choice, Problem.DTYPE, _object_reason(target, choice))
-    seed = zlib.crc32(target.name.encode("utf-8", "surrogatepass"))  # same on all workers and in all runs
+    seed = zlib.crc32(
+        (choice.seed or target.name).encode("utf-8", "surrogatepass")
+    )  # same on all workers and in all runs
     try:
         ops = bind(choice.ops, specs, target.spec, part=choice.part, parts=choice.parts, seed=seed)
         result = infer(ops, specs)

@@ -15,6 +15,7 @@ from dist_restore.errors import RuleError
 from dist_restore.plan import RestorePlan
 from dist_restore.resolve.apply_rules import Assignment, Decisions, apply_rules
 from dist_restore.resolve.build import Choice, build_entry, unfilled
+from dist_restore.resolve.collapse import refuse_collapse
 from dist_restore.resolve.evidence import Case, Conflict, Match, Outcome, match
 from dist_restore.resolve.names import NameTable
 from dist_restore.resolve.nearest import quote
@@ -22,6 +23,7 @@ from dist_restore.resolve.optimizer_state import OptimizerState
 from dist_restore.resolve.order import refuse_order
 from dist_restore.resolve.rules import RuleSet
 from dist_restore.resolve.several import decisions_of, join_outcomes
+from dist_restore.resolve.slot_patterns import settle_slot
 from dist_restore.resolve.slots import Owner, SlotResolver, refuse_negative
 from dist_restore.resolve.suggest import Suggester
 from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable, TensorSpec
@@ -78,6 +80,7 @@ class _Resolution:
             entries = refuse_order(entries)
         if self._options.keep_unmatched:
             entries = [_allow_keep(e) for e in entries]
+        entries = refuse_collapse(entries, self._targets, self._decisions)
         return self._plan(entries)
 
     def _side(self) -> str:
@@ -169,12 +172,15 @@ class _Resolution:
         return resolver.with_advice(found)
 
     def _slot(self, variable: TargetVariable, owners: Mapping[str, Owner], resolver: SlotResolver) -> PlanEntry:
+        assert variable.slot is not None
+        owner = owners.get(variable.slot.owner)
+        assignment = self._decisions.assigned.get(variable.name)
+        if assignment is not None and not assignment.literal and owner is not None:
+            return settle_slot(variable, self._ruled_choice(assignment), owner, resolver)
         if self._decisions.decided(variable.name) is not None:
             entry = self._owner(variable, None).entry
             refuse_negative(variable, entry)
             return entry
-        assert variable.slot is not None
-        owner = owners.get(variable.slot.owner)
         if owner is None:
             return unfilled(variable, Status.UNMATCHED, "its owner is not in the model.", problem=Problem.UNMATCHED)
         return resolver.resolve(variable, owner)

@@ -45,6 +45,7 @@ def decisions_of(part: Part, decisions: Decisions) -> Decisions:
         sources = tuple(own[s.name] for s in assignment.sources if s.part == part.name)
         if sources:
             found.assigned[target] = assignment._replace(sources=sources)
+    found.seeded = decisions.seeded & found.assigned.keys()
     found.used = {own[name].name: rule for name, rule in decisions.used.items() if name in own}
     found.dropped = {own[name].name: rule for name, rule in decisions.dropped.items() if name in own}
     return found

@@ -13,11 +13,13 @@ from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.keep_advice import keep_rules
 from dist_restore.resolve.nearest import quote
-from dist_restore.slot_roles import SHADOWS, begins_above_zero, degree_of, is_known, same_meaning
+from dist_restore.resolve.same_class import OF_ALL, same_class
+from dist_restore.slot_roles import SHADOWS, begins_above_zero, begins_with, degree_of, is_copy, role_of_slot
 from dist_restore.specs import (
     AliasKind,
     CheckpointIndex,
     OptimizerInfo,
+    Slot,
     SourceTensor,
     TargetIndex,
     TargetVariable,
@@ -69,32 +71,45 @@ class SlotResolver:
         self._targets = targets
         self._lacking: dict[str, Sequence[str]] = {}
 
-    def resolve(self, target: TargetVariable, owner: Owner) -> PlanEntry:
-        """The entry of one slot, given what was decided for its owner."""
+    def resolve(self, target: TargetVariable, owner: Owner, pointed: Slot | None = None, role: str = "") -> PlanEntry:
+        """The entry of one slot, given what was decided for its owner.
+
+        Args:
+          target: the slot.
+          owner: what was decided for its owner.
+          pointed: a slot of the checkpoint at which a rule points; it says which optimizer is meant.
+          role: the role in the checkpoint, where a rule says so.
+        """
         slot = target.slot
         assert slot is not None
         if owner.choice is None:
             return self._follow_unfilled(target, owner.entry)
+        names = [s.name for s in owner.choice.sources]
         if any(s.slot is not None for s in owner.choice.sources):
-            return self._follow_slot(target, owner.choice)
+            raw = [s.slot.owner for s in owner.choice.sources if s.slot is not None and s.slot.role == "average"]
+            if pointed is None or len(raw) < len(names) or slot.role == "average":
+                return self._follow_slot(target, owner.choice)
+            names = raw  # the rule says that moments of the raw weights are meant
         if not self._theirs:
-            return self._unmatched(target, self._why_no_slots(target))
-        role = self._roles.get(slot.role, slot.role)
+            return self._no_slots(target, owner)
+        said, role = bool(role) or slot.role in self._roles, role or self._roles.get(slot.role, slot.role)
         parts = sorted({source.part for source in owner.choice.sources})
         if len(parts) > 1:
             return self._unmatched(target, _of_several(target, role, owner.choice.sources, parts))
-        optimizer = self._pair(slot.optimizer, role, owner.choice.sources)
+        meant = self._theirs.get(pointed.optimizer) if pointed is not None else None
+        optimizer = meant or self._pair(slot.optimizer, role, owner.choice.sources)
         if isinstance(optimizer, str):
             return self._unmatched(target, optimizer)
+        role = role if said else self._word(optimizer, slot)
         refusal = self._refuse_meaning(slot.optimizer, slot.role, optimizer)
         if refusal:
             return self._unmatched(target, refusal)
-        found = [self._table.get((optimizer.name, role, s.name)) for s in owner.choice.sources]
+        found = [self._table.get((optimizer.name, role, name)) for name in names]
         tensors = tuple(t for t in found if t is not None)
         if len(tensors) < len(found):
-            missing = owner.choice.sources[found.index(None)].name
-            self._lacking[target.name] = self._stored(role, missing)
-            return self._unmatched(target, f"the checkpoint has no slot {role!r} of {missing!r}")
+            missing = names[found.index(None)]
+            reason = f"the checkpoint has no slot {role!r} of {missing!r}"
+            return self._lacks(target, owner, reason, self._stored(role, missing))
         # Where a name that somebody chose hides the class in the checkpoint, it is that of the program (`_same_class`).
         family = optimizer.family or self._ours.get(slot.optimizer, optimizer).family
         return self._build(target, owner.choice, tensors, family)
@@ -113,6 +128,27 @@ class SlotResolver:
         stored = {role for role, _ in self._of_owner}
         slots = ((v.name, v.slot.role) for v in self._targets.variables if v.slot is not None)
         return {name for name, role in slots if self._roles.get(role, role) not in stored}
+
+    def _word(self, theirs: OptimizerInfo, slot: Slot) -> str:
+        """What the checkpoint calls a role, where a name that somebody chose hides the class that has the words."""
+        ours = self._ours.get(slot.optimizer)
+        if theirs.family or ours is None or slot.role in theirs.roles:
+            return slot.role
+        return next((r for r in theirs.roles if role_of_slot(r, ours.family) == slot.role), slot.role)
+
+    def is_copy(self, slot: Slot) -> bool:
+        """Whether a slot is made of its variable's values."""
+        ours = self._ours.get(slot.optimizer)
+        return is_copy(slot.role, ours.family if ours is not None else "")
+
+    def _lacks(self, target: TargetVariable, owner: Owner, reason: str, elsewhere: Sequence[str]) -> PlanEntry:
+        """A slot that the checkpoint lacks; the rules that say what is meant are added when all of these are known."""
+        slot = target.slot
+        assert slot is not None and owner.choice is not None
+        if self.is_copy(slot) and len(owner.choice.sources) == 1:
+            return self._unmatched(target, f"{reason}{seed_advice(slot, owner.choice.sources[0].name)}")
+        self._lacking[target.name] = elsewhere
+        return self._unmatched(target, reason)
 
     def _follow_unfilled(self, target: TargetVariable, entry: PlanEntry) -> PlanEntry:
         reason = f"its owner {entry.target!r} is {entry.status.value}"
@@ -134,21 +170,26 @@ class SlotResolver:
             return others[0]
         return f"the checkpoint holds the optimizers {quote(sorted(self._theirs))}, and none is called {ours!r}"
 
-    def _why_no_slots(self, target: TargetVariable) -> str:
+    def _no_slots(self, target: TargetVariable, owner: Owner) -> PlanEntry:
+        """The entry of a slot where the checkpoint has none at all that are known as such."""
         alike = [t for t in self._numbered if t.spec.shape == target.spec.shape]
+        assert target.slot is not None
+        if self._silent and target.slot.role in OF_ALL:  # which are never numbered
+            name = self._silent[0].name
+            return self._lacks(target, owner, f"the checkpoint's optimizer {name!r} keeps no {target.slot.role!r}", ())
         if self._numbered:
             place = self._numbered[0].name.rpartition("/")[0]
-            return (
+            reason = (
                 f"the checkpoint numbers the variables of {self._silent[0].name!r} and says neither their roles nor "
                 f"their owners; {len(alike)} of them have this shape. Their numbers are their places in the list "
                 "`optimizer.variables` of the program that wrote it: print the paths there, and write a rule for each, "
                 f'from = "{place}/<number>", to = "{target.name}"'
             )
+            return self._unmatched(target, reason)
         if self._silent:
             known = f"{self._silent[0].name!r} ({self._silent[0].family or 'class unknown'})"
-            self._lacking[target.name] = ()
-            return f"the checkpoint's optimizer {known} keeps no slots"
-        return "the checkpoint holds no optimizer slots"
+            return self._lacks(target, owner, f"the checkpoint's optimizer {known} keeps no slots", ())
+        return self._unmatched(target, "the checkpoint holds no optimizer slots")
 
     def _follow_slot(self, target: TargetVariable, owner: Choice) -> PlanEntry:
         """A slot whose owner a rule fills from a slot, such as the average of weights."""
@@ -174,7 +215,7 @@ class SlotResolver:
     def _refuse_meaning(self, ours: str, role: str, theirs: OptimizerInfo) -> str:
         """Why a role may not be taken over between two optimizer classes; empty when it may."""
         mine = self._ours.get(ours, OptimizerInfo(ours, "", "", ()))
-        if role in self._roles or self._same_class(mine, theirs, role):
+        if role in self._roles or same_class(mine, theirs, role):
             return ""
         found = theirs.family or f"unknown (named {theirs.label!r})"
         return (
@@ -182,15 +223,6 @@ class SlotResolver:
             f"same in both (the checkpoint's roles are {', '.join(theirs.roles)}). If one of them does, say so in the "
             f'rules: [slots] <that role> = "{role}"'
         )
-
-    @staticmethod
-    def _same_class(ours: OptimizerInfo, theirs: OptimizerInfo, role: str) -> bool:
-        if is_known(theirs.family) and is_known(ours.family):
-            return same_meaning(theirs.family, ours.family, role)
-        # A name that somebody chose, or a class of theirs, hides the class; equal name and equal roles are the next
-        # best evidence. Averages of weights are no part of a class: `use_ema` gives them to all.
-        roles = [set(o.roles) - {"average"} for o in (ours, theirs)]
-        return bool(ours.label) and ours.label == theirs.label and roles[0] == roles[1]
 
     def _build(
         self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...], family: str
@@ -203,12 +235,15 @@ class SlotResolver:
         degree = degree_of(self._roles.get(slot.role, slot.role), family)
         refusal = refuses_slot(owner.ops, degree)
         if refusal:
-            return self._unmatched(target, _refused(target, slot.role, tensors, refusal))
+            return self._unmatched(target, _refused(target, slot.role, tensors, refusal, family))
         ops = for_slot(owner.ops, 1 if degree is None else degree)
         evidence = f"slot {slot.role!r} of {slot.owner!r} ({owner.evidence})"
-        entry = build_entry(target, msgspec.structs.replace(owner, sources=tensors, ops=ops, evidence=evidence))
+        # New rows of an average are drawn as those of its variable are.
+        seed = slot.owner if degree == -1 else ""
+        choice = msgspec.structs.replace(owner, sources=tensors, ops=ops, evidence=evidence, seed=seed)
+        entry = build_entry(target, choice)
         if entry.status is Status.RESIZED and begins_above_zero(slot.role, family):
-            return self._unmatched(target, _refused(target, slot.role, tensors, _NOT_ZERO))
+            return self._unmatched(target, _refused(target, slot.role, tensors, _NOT_ZERO, family))
         return entry
 
     def _build_odd_shaped(self, target: TargetVariable, owner: Choice, tensors: tuple[SourceTensor, ...]) -> PlanEntry:
@@ -243,6 +278,18 @@ def _with_advice(entry: PlanEntry, keep: str, elsewhere: Sequence[str]) -> PlanE
     return dataclasses.replace(entry, reason=f"{entry.reason} {text}")
 
 
+def seed_advice(slot: Slot, source: str) -> str:
+    """The rule by which a slot that is a copy of its variable begins as what fills that: for all, if that is so simple.
+
+    To be read behind what is missing.
+    """
+    there, here = source.split("/"), slot.owner.split("/")
+    root = f"{slot.optimizer}/{slot.role}" if slot.optimizer else slot.role
+    pattern = len(there) > 1 and there[1:] == here[1:]
+    names = (f"{there[0]}/{{rest}}", f"{root}/{here[0]}/{{rest}}") if pattern else (source, f"{root}/{slot.owner}")
+    return f'. It must begin as what its variable is: from = "{names[0]}", to = "{names[1]}"'
+
+
 def _of_several(target: TargetVariable, role: str, sources: Sequence[SourceTensor], parts: Sequence[str]) -> str:
     """Why a slot does not follow an owner that is made of several checkpoints, and the rules that say what is meant."""
     return (
@@ -252,13 +299,17 @@ def _of_several(target: TargetVariable, role: str, sources: Sequence[SourceTenso
     )
 
 
-def _refused(target: TargetVariable, role: str, tensors: tuple[SourceTensor, ...], refusal: str) -> str:
-    """Why ops do not carry over to a slot, and the two rules of which one says what is meant."""
+def _refused(target: TargetVariable, role: str, tensors: tuple[SourceTensor, ...], refusal: str, family: str) -> str:
+    """Why ops do not carry over to a slot, and the rules of which one says what is meant."""
+    assert target.slot is not None
+    root = f"{target.slot.optimizer}/" if target.slot.optimizer else ""
+    others = [f"{root}{other}/{target.slot.owner}" for other in begins_with(role, family)]
+    both = f" and keep = {others[0]!r}, which is divided by it" if others else ""
     sources = [t.name for t in tensors]
     source = repr(sources[0]) if len(sources) == 1 else str(sources)
     return (
         f"{role!r} does not follow its owner by itself: {refusal}. Say what is meant in a rule of its own: "
-        f"keep = {target.name!r}, or from = {source}, to = {target.name!r} with the ops"
+        f"keep = {target.name!r}{both}, or from = {source}, to = {target.name!r} with the ops"
     )
 
 

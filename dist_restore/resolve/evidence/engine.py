@@ -79,7 +79,9 @@ class _Hearing:
 
     def __init__(self, case: Case, open_: Sequence[TargetVariable], free: Sequence[SourceTensor]) -> None:
         self._case, self._open, self._free = case, open_, free
-        self._settled = [(n, s.name) for n, a in case.decisions.assigned.items() for s in a.sources]
+        # An average that begins as its weight says nothing of where that comes from.
+        assigned = [(n, a) for n, a in case.decisions.assigned.items() if n not in case.decisions.seeded]
+        self._settled = [(n, s.name) for n, a in assigned for s in a.sources]
         self._mine = Side(open_, case.owned)
         self._other = Side(free, [t for t in case.sources.tensors if t.slot is None])
 
