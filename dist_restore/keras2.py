@@ -70,6 +70,11 @@ def stands_for(optimizer: object) -> object:
     return optimizer if found is None else found
 
 
+def is_optimizer_class(kind: object) -> bool:
+    """Whether objects of a class are optimizers of tf_keras."""
+    return _is_kind(kind, "optimizers.Optimizer") or _is_kind(kind, "optimizers.legacy.Optimizer")
+
+
 def is_built(optimizer: _Legacy | _Listed) -> bool:
     """Whether its variables exist; a legacy SGD without momentum has no slots, and a look at one makes the others."""
     core = _core(optimizer)

@@ -120,8 +120,8 @@ class Facts:
 
     def _member_names(self) -> dict[int, set[str]]:
         containers = {i for i, o in self._others if is_container(o)}
-        edges = ((name, c) for e in self._edges for name, c, _ in e if c in containers)
-        own = {c for name, c in edges if name not in POSITIONAL_CONTAINERS}
+        edges = ((i, name, c) for i, e in enumerate(self._edges) for name, c, _ in e if c in containers)
+        own = {c for i, name, c in edges if name not in POSITIONAL_CONTAINERS or self._is_plain(i)}
         layers = {child for container in own for _, child, _ in self._edges[container]}
         found: dict[int, set[str]] = {}
         for layer in layers:
@@ -130,6 +130,11 @@ class Facts:
                 for below in self._reach([layer]):
                     found.setdefault(below, set()).add(item.name)
         return found
+
+    def _is_plain(self, index: int) -> bool:
+        """Whether it is a module that is not Keras': what that calls `_layers` is a list of somebody's own."""
+        item = self._objects[index]
+        return isinstance(item, tf.Module) and not isinstance(item, self._layers)
 
     def _own_name(self, variable: object) -> str:
         return self._paths.get(id(variable)) or str(getattr(variable, "name", "")).partition(":")[0]

@@ -83,6 +83,7 @@ class _Walker:
         self._numbers: dict[int, int] = {}
         self._edges: list[list[tuple[str, int, bool]]] = []
         self._slots: dict[int, tuple[tuple[int, str, int], ...]] = {}
+        self._optimizers: list[tuple[int, object]] = []
         self._layers = layer_classes()
 
     def visit(self, root: object) -> None:
@@ -115,14 +116,15 @@ class _Walker:
 
     def build_optimizers(self, strategy: tf.distribute.Strategy | None) -> bool:
         """Builds those without slots for what they train, where that is clear; whether any was new."""
-        return Builder(self._objects, self._edges).build([i for i, o in self._others if is_optimizer(o)], strategy)
+        self._optimizers = [(i, o) for i, o in self._others if is_optimizer(o)]
+        return Builder(self._objects, self._edges).build([i for i, _ in self._optimizers], strategy)
 
     def graph(self, root: object) -> LiveGraph:
         facts = Facts(self._objects, self._others, self._edges, self._slots, root)
         stateless = {i for i, o in self._others if not is_stateful(o)}
         leaves = {i: facts.leaf(i) for i in range(len(self._objects)) if i not in stateless}
         nodes = tuple([self._node(i, leaves.get(i)) for i in range(len(self._objects))])
-        fresh = find_fresh(self._others)
+        fresh = find_fresh(self._optimizers)
         short = Builder(self._objects, self._edges).find_short(sorted(fresh))
         return LiveGraph(nodes, leaves, is_bare(root), {**short, **find_unbuilt(self._others)}, fresh)
 

@@ -51,7 +51,8 @@ def is_variable(item: object) -> bool:
 
 def is_optimizer(item: object) -> bool:
     """Whether it is an optimizer of Keras 3 or of tf_keras."""
-    return isinstance(item, keras.optimizers.Optimizer) or keras2.is_optimizer(item)
+    kind: object = type(item)
+    return is_optimizer_class(kind)
 
 
 def layer_classes() -> tuple[type[keras.Layer], ...]:
@@ -160,6 +161,12 @@ def _holds_state(value: object, depth: int = 0) -> bool:
         )
         or keras2.is_optimizer(value)
     )
+
+
+@functools.lru_cache(maxsize=1 << 10)  # each object is asked several times
+def is_optimizer_class(kind: object) -> bool:
+    """Whether objects of a class are optimizers of Keras 3 or of tf_keras."""
+    return isinstance(kind, type) and (issubclass(kind, keras.optimizers.Optimizer) or keras2.is_optimizer_class(kind))
 
 
 @functools.lru_cache(maxsize=1 << 10)  # `isinstance` takes 0.4 us, for tf.Variable has an abstract base class

@@ -7,13 +7,13 @@ checkpoint has variables for it, which `resolve.unbuilt` decides. Knows live obj
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import keras
 import tensorflow as tf
 
 from dist_restore import keras2
-from dist_restore.live_objects import is_optimizer, layer_classes
+from dist_restore.live_objects import is_optimizer_class, layer_classes
 from dist_restore.specs import Unbuilt
 
 # Layers of Keras and tf_keras that have a `build` of their own and make no variables in it. The classes themselves: one
@@ -45,14 +45,13 @@ def find_unbuilt(objects: Iterable[tuple[int, object]]) -> dict[int, Unbuilt]:
     Args:
       objects: the objects that are no variables, with their numbers.
     """
-    layers = layer_classes()
-    found = ((index, _find(item, layers)) for index, item in objects)
+    found = ((index, find(item)) for index, item in objects if (find := _finder(_kind_of(item))) is not None)
     return {index: unbuilt for index, unbuilt in found if unbuilt is not None}
 
 
-def find_fresh(objects: Iterable[tuple[int, object]]) -> frozenset[int]:
-    """The optimizers that made no step, whose slots are therefore as they begin."""
-    return frozenset(index for index, item in objects if is_optimizer(item) and _is_fresh(item))
+def find_fresh(optimizers: Iterable[tuple[int, object]]) -> frozenset[int]:
+    """Those optimizers that made no step, whose slots are therefore as they begin."""
+    return frozenset(index for index, item in optimizers if _is_fresh(item))
 
 
 def built_for_less(optimizer: object, known: int, trained: int) -> Unbuilt:
@@ -75,16 +74,24 @@ def makes_variables(layer: object) -> bool:
     return _builds(asked)
 
 
-def _find(item: object, layers: tuple[type[keras.Layer], ...]) -> Unbuilt | None:
-    if isinstance(item, layers):
-        return _layer(item)
-    if is_optimizer(item):
-        return _optimizer(item)
-    return _module(item) if isinstance(item, tf.Module) else None
+def _kind_of(item: object) -> object:
+    return type(item)
 
 
-def _layer(layer: keras.Layer) -> Unbuilt | None:
-    if layer.built:
+@functools.lru_cache(maxsize=1 << 10)  # by class: there are many objects, and few classes
+def _finder(kind: object) -> Callable[[object], Unbuilt | None] | None:
+    """What looks at objects of a class; None for those that are always whole."""
+    if not isinstance(kind, type):
+        return None
+    if issubclass(kind, layer_classes()):
+        return _layer
+    if is_optimizer_class(kind):
+        return _optimizer
+    return _module if issubclass(kind, tf.Module) and _has_first_call(kind) else None
+
+
+def _layer(layer: object) -> Unbuilt | None:
+    if getattr(layer, "built", True):
         return None
     is_model = isinstance(layer, (keras.Model, *keras2.classes("Model")))
     makes = makes_variables(layer)
@@ -94,10 +101,9 @@ def _layer(layer: keras.Layer) -> Unbuilt | None:
     return _unbuilt(layer, "layer", makes, f"the {what} {_called(layer)} is not built, {_ABSENT}. {_CALL}.")
 
 
-def _module(module: tf.Module) -> Unbuilt | None:
+def _module(module: object) -> Unbuilt | None:
     """A module that makes its variables at the first call, where it says so, as Sonnet's do."""
-    kind: object = type(module)
-    if not _has_first_call(kind) or getattr(module, "_snt_once", None):
+    if getattr(module, "_snt_once", None):
         return None
     if hasattr(module, "apply"):  # one of Sonnet's optimizers
         return _unbuilt(module, "optimizer", True, _slotless(module, f"Apply the optimizer once {_UNDER_SCOPE}."))
@@ -151,8 +157,6 @@ def _builds(kind: object) -> bool:
     return getattr(kind, "build", None) not in inherited or hasattr(kind, "_build_from_signature")
 
 
-@functools.lru_cache(maxsize=1 << 10)
-def _has_first_call(kind: object) -> bool:
+def _has_first_call(kind: type) -> bool:
     """Whether a module's class has a method that runs once, at the first call (`snt.once`, Sonnet 2.0.2)."""
-    bases = kind.__mro__ if isinstance(kind, type) else ()
-    return any(hasattr(value, "__snt_once_wrapped__") for base in bases for value in vars(base).values())
+    return any(hasattr(value, "__snt_once_wrapped__") for base in kind.__mro__ for value in vars(base).values())
