@@ -14,7 +14,7 @@ from typing import TypeVar
 from dist_restore import keras2_slots
 from dist_restore.graph import Node
 from dist_restore.optimizer_classes import KERAS_2, KERAS_3, LEGACY, settle, structure_of
-from dist_restore.slot_roles import family_of, role_of_edge, role_of_slot
+from dist_restore.slot_roles import SHADOWS, family_of, role_of_edge, role_of_slot
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -187,10 +187,15 @@ def _slotted_optimizer(nodes: Sequence[Node], index: int) -> OptimizerNode:
     # Keras 2 calls a slot `Adam/dense/kernel/m`, TF1 `dense/kernel/Adam` and `dense/kernel/Adam_1`.
     names = [leaf.full_name.split("/") for leaf in leaves if leaf is not None]
     families = {family_of(parts[0]) or family_of(parts[-1]) for parts in names}
-    if len(families) > 1:
-        families.discard("")  # slots of a variable in parts have the variable's name
+    families.discard("")  # slots of a variable in parts have the variable's name
+    if {name for _, name, _ in nodes[index].slots} == {"average"}:
+        families, own = {SHADOWS}, SHADOWS  # a wrapper, which keeps averages of weights whatever its class is called
+    else:
+        own = nodes[index].family
+    # Where a loss scale may skip the step, names of slots begin with its condition's.
+    guesses = families or {family_of(_own_label(nodes, index))}
     structure = _structure(nodes[index])
-    family = nodes[index].family or settle(families.pop() if len(families) == 1 else "", structure)
+    family = own or settle(guesses.pop() if len(guesses) == 1 else "", structure)
     labels = {parts[0] for parts in names}
     label = labels.pop() if len(labels) == 1 and family_of(names[0][0]) else _own_label(nodes, index) or family
     slots = tuple((role_of_slot(name, family), owner, slot) for owner, name, slot in nodes[index].slots)

@@ -55,55 +55,98 @@ def classes(*names: str) -> tuple[type, ...]:
 
 def is_optimizer(item: object) -> TypeGuard[_Legacy | _Listed]:
     """Whether it is an optimizer of tf_keras, of either style."""
-    return _is_listed(item) or _is_legacy(item)
+    return _is_listed(item) or is_legacy(item)
+
+
+def inside(optimizer: object) -> _Legacy | _Listed | None:
+    """The optimizer that one wraps, as LossScaleOptimizer and Model Garden's averages do; None for any other."""
+    found = vars(optimizer).get("_optimizer")
+    return found if is_optimizer(found) else None
+
+
+def stands_for(optimizer: object) -> object:
+    """What an optimizer is in a checkpoint: a LossScaleOptimizer is the one inside, with a loss scale beside."""
+    found = inside(optimizer) if _is_kind(type(optimizer), "mixed_precision.LossScaleOptimizer") else None
+    return optimizer if found is None else found
+
+
+def is_optimizer_class(kind: object) -> bool:
+    """Whether objects of a class are optimizers of tf_keras."""
+    return _is_kind(kind, "optimizers.Optimizer") or _is_kind(kind, "optimizers.legacy.Optimizer")
 
 
 def is_built(optimizer: _Legacy | _Listed) -> bool:
     """Whether its variables exist; a legacy SGD without momentum has no slots, and a look at one makes the others."""
-    return bool(getattr(optimizer, "_hypers_created" if _is_legacy(optimizer) else "_built", False))
+    core = _core(optimizer)
+    return bool(getattr(core, "_hypers_created" if is_legacy(core) else "_built", False))
 
 
 def may_lack_slots(optimizer: _Legacy | _Listed) -> bool:
     """Whether it is to be built; building a second time changes nothing."""
-    return not is_built(optimizer) or (_is_legacy(optimizer) and not optimizer.get_slot_names())
+    core = _core(optimizer)
+    return not is_built(core) or (is_legacy(core) and not core.get_slot_names())
+
+
+def lacks_averages(optimizer: object) -> bool:
+    """Whether it is a wrapper that could keep slots of its own, as averages of weights, and has made none."""
+    if not is_legacy(optimizer) or stands_for(optimizer) is not optimizer:
+        return False
+    return inside(optimizer) is not None and not optimizer.get_slot_names()
+
+
+def iterations(optimizer: object) -> object:
+    """The variable that counts its steps; None where none exists yet, for a look must not make one."""
+    own = optimizer if is_optimizer(optimizer) else None
+    core = None if own is None else _core(own)
+    return vars(core).get("_iterations") if core is not None and is_built(core) else None
 
 
 def build(optimizer: _Legacy | _Listed, variables: Sequence[tf.Variable]) -> None:
     """Makes the slots as the first step would, under the same names. To be called under the strategy's scope."""
-    name = str(getattr(optimizer, "name", "") or getattr(optimizer, "_name", ""))
+    core = _core(optimizer)
+    name = str(getattr(core, "name", "") or getattr(core, "_name", ""))
     with tf.init_scope(), tf.name_scope(name) if name else contextlib.nullcontext():
-        if _is_legacy(optimizer):
-            optimizer._create_all_weights(variables)
-        elif _is_listed(optimizer):
-            optimizer.build(variables)
+        if is_legacy(core):
+            core._create_all_weights(variables)
+        elif _is_listed(core):
+            core.build(variables)
+
+
+def _core(optimizer: _Legacy | _Listed) -> _Legacy | _Listed:
+    """The innermost of an optimizer and what it wraps: that one makes the slots."""
+    found = inside(optimizer)
+    return optimizer if found is None else _core(found)
 
 
 def slots(
     optimizer: _Legacy | _Listed, variables: Iterable[tf.Variable]
 ) -> Iterator[tuple[str, tf.Variable, tf.Variable]]:
     """(slot's name or role, owner, slot) of all slots whose owner is among the variables."""
-    if _is_legacy(optimizer):
-        yield from _legacy_slots(optimizer, variables)
-    elif _is_listed(optimizer):
-        yield from _listed_slots(optimizer, variables)
+    own = stands_for(optimizer)
+    if is_legacy(own):
+        yield from _legacy_slots(own, variables)
+    elif _is_listed(own):
+        yield from _listed_slots(own, variables)
 
 
 def settings(optimizer: _Legacy | _Listed) -> Iterator[tuple[tf.Variable, str]]:
     """Variables that hold what the program says rather than what was learned, and why they may keep their value."""
-    if _is_legacy(optimizer):
-        for name, value in optimizer._hyper.items():
+    own = stands_for(optimizer)
+    if is_legacy(own):
+        for name, value in own._hyper.items():
             if isinstance(value, tf.Variable) and name not in _RESTORED:
                 yield (
                     value,
                     "a hyperparameter that only legacy optimizers of Keras 2 store; it keeps the program's value",
                 )
     else:
-        current = getattr(optimizer, "_current_learning_rate", None)
+        current = getattr(own, "_current_learning_rate", None)
         if isinstance(current, tf.Variable):
             yield current, "the schedule's value at this step, made anew at each step"
 
 
-def _is_legacy(optimizer: object) -> TypeGuard[_Legacy]:
+def is_legacy(optimizer: object) -> TypeGuard[_Legacy]:
+    """Whether it is an optimizer as they were before 2.11, which has no `build`."""
     return _is_kind(type(optimizer), "optimizers.legacy.Optimizer")
 
 

@@ -324,18 +324,43 @@ class TargetVariable(msgspec.Struct, frozen=True, gc=False):
     members: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unbuilt:
+    """A live layer, module or optimizer of which variables do not exist yet, or may not.
+
+    Attributes:
+      name: canonical name, with which those of its variables will begin; empty for the root itself.
+      aliases: its other names.
+      kind: `layer` (modules and models too) or `optimizer`.
+      class_name: of its class.
+      makes: whether it is known to make variables of its own once it is built; others only hold what does.
+      message: what it is, and what to do.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    kind: str
+    class_name: str
+    makes: bool
+    message: str
+
+
 @dataclasses.dataclass(frozen=True)
 class TargetIndex:
     """The live variables, in the order in which they were found; names are unique.
 
     Attributes:
       variables: all of them.
-      optimizers: the optimizers whose slots are among them.
+      optimizers: the optimizers among the objects that hold them.
+      unbuilt: what has no variables yet; a checkpoint that has some for it cannot be restored.
+      fresh: names of the optimizers that made no step, so that their slots are as they begin.
       scene: the object graph; None where there is none.
     """
 
     variables: tuple[TargetVariable, ...]
     optimizers: tuple[OptimizerInfo, ...] = ()
+    unbuilt: tuple[Unbuilt, ...] = ()
+    fresh: tuple[str, ...] = ()
     scene: Scene | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @functools.cached_property  # of some 100,000 names, and asked for in several phases

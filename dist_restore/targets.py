@@ -7,21 +7,26 @@ Walks what `tf.train.Checkpoint` walks, and besides what Keras 3 keeps in plain 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import keras
+import msgspec
 import tensorflow as tf
 
 from dist_restore.errors import RestoreError, UnbuiltModelError
-from dist_restore.graph import Scene
-from dist_restore.live_graph import LiveGraph, LiveLeaf, first_strategy, is_default, walk
+from dist_restore.graph import Leaf, Node, Scene
+from dist_restore.live_facts import LiveLeaf
+from dist_restore.live_graph import LiveGraph, first_strategy, is_default, walk
 from dist_restore.naming import NamedLeaf, name_graph
 from dist_restore.objects import spec_of
 from dist_restore.sharded import parts_of
-from dist_restore.specs import Alias, AliasKind, Group, TargetIndex, TargetVariable, TensorSpec
+from dist_restore.specs import Alias, AliasKind, Group, OptimizerInfo, TargetIndex, TargetVariable, TensorSpec, Unbuilt
 
 Restorable: TypeAlias = "tf.train.Checkpoint | tf.Module | keras.Model | Mapping[str, object]"
+# The name of what stands for the variables that an object does not have yet, while everything is named.
+_MARK = "variables of what is not built"
+_MAX_LISTED = 8
 _SEED_REASON = (
     "tf.train.Checkpoint never saves it (a Keras 3 seed generator), so no checkpoint holds it; it keeps its value"
 )
@@ -54,15 +59,15 @@ class Targets:
 def find_targets(root: Restorable, strategy: tf.distribute.Strategy | None = None) -> Targets:
     """Finds and names all variables below a live object. Called by all workers.
 
-    Optimizers of Keras 3 that are not built are built, under the strategy's scope, for the trainable
-    variables of the one model beside them.
+    Optimizers that have no slots yet are built, under the strategy's scope, where it is clear which variables they
+    train. What is not built otherwise is in the index: whether that matters, only a checkpoint tells.
 
     Args:
       root: a Checkpoint, model, module, or a mapping of names to such objects or variables.
       strategy: where the variables live; taken from them when None.
 
     Raises:
-      UnbuiltModelError: a model, layer or optimizer has no variables yet.
+      UnbuiltModelError: there is no variable at all, or one of unknown shape.
       RestoreError: the variables live under more than one strategy.
     """
     if isinstance(root, tf.train.CheckpointManager):
@@ -71,20 +76,66 @@ def find_targets(root: Restorable, strategy: tf.distribute.Strategy | None = Non
             "the target, and the manager as the path."
         )
     graph = walk(root, strategy)
-    leaves, optimizers = name_graph(graph.nodes)
+    named = _name(graph)
+    leaves, optimizers = named.leaves, named.optimizers
     if not leaves:
-        raise UnbuiltModelError(
-            f"{type(root).__name__} holds no variables, so that nothing could be restored into it. Build it first: "
-            "call the model on a batch (or model.build(shape)) under strategy.scope()."
-        )
+        raise _nothing(root, named.unbuilt)
     specs = _Specs()
     variables = tuple([_target(leaf, graph, specs) for leaf in leaves])
     found = [(leaf.name, graph.leaves[leaf.node]) for leaf in leaves]
     handles = tuple([(name, live.variable) for name, live in found if not live.is_stateful])
     objects = tuple([(name, live.variable) for name, live in found if live.is_stateful])
+    fresh = tuple(sorted(named.fresh))
     scene = Scene(graph.tracked, {leaf.node: leaf.name for leaf in leaves})
-    index = TargetIndex(variables, optimizers, scene)
+    index = TargetIndex(variables, optimizers, named.unbuilt, fresh, scene)
     return Targets(index, handles, objects, strategy or common_strategy(handles))
+
+
+class _Named(NamedTuple):
+    """A live graph with names: its variables, its optimizers, what is unbuilt, and which optimizers made no step."""
+
+    leaves: tuple[NamedLeaf, ...]
+    optimizers: tuple[OptimizerInfo, ...]
+    unbuilt: tuple[Unbuilt, ...]
+    fresh: tuple[str, ...]
+
+
+def _name(graph: LiveGraph) -> _Named:
+    """Names the variables, and by variables put below them the objects that have none, or are asked for their names."""
+    marked = [*graph.unbuilt, *(index for index in graph.fresh if index not in graph.unbuilt)]
+    nodes, count = list(graph.nodes), len(graph.nodes)
+    for index in marked:
+        nodes[index] = msgspec.structs.replace(nodes[index], edges=(*nodes[index].edges, (_MARK, len(nodes))))
+        nodes.append(Node((), Leaf(f"{_MARK}/{index}", f"{_MARK}/{index}")))
+    leaves, optimizers = name_graph(nodes)
+    if not marked:
+        return _Named(leaves, optimizers, (), ())
+    names = {marked[leaf.node - count]: _names_of_mark(leaf) for leaf in leaves if leaf.node >= count}
+    unbuilt = tuple([_renamed(item, names[i], bare=graph.bare) for i, item in graph.unbuilt.items() if i in names])
+    fresh = tuple([names[i][0] for i in graph.fresh if i in names])
+    return _Named(tuple([leaf for leaf in leaves if leaf.node < count]), optimizers, unbuilt, fresh)
+
+
+def _names_of_mark(leaf: NamedLeaf) -> tuple[str, ...]:
+    """Names of what a mark was put below, the canonical one first."""
+    names = [leaf.name, *(alias.name for alias in leaf.aliases)]
+    ends = (name.removesuffix(_MARK) for name in names if name.endswith(_MARK))
+    return tuple(dict.fromkeys(end.rstrip("/") for end in ends)) or ("",)
+
+
+def _renamed(item: Unbuilt, names: tuple[str, ...], *, bare: bool) -> Unbuilt:
+    # A rule written for Checkpoint(model=...) also serves the bare model.
+    more = (f"model/{names[0]}" if names[0] else "model",) if bare else ()
+    return dataclasses.replace(item, name=names[0], aliases=(*names[1:], *more))
+
+
+def _nothing(root: object, unbuilt: Sequence[Unbuilt]) -> UnbuiltModelError:
+    what = "; ".join(item.message for item in unbuilt[:_MAX_LISTED])
+    advice = "Build it first: call the model on a batch (or model.build(shape)) under strategy.scope()."
+    return UnbuiltModelError(
+        f"{type(root).__name__} holds no variables, so that nothing could be restored into it: {what or advice}",
+        names=tuple(item.name for item in unbuilt),
+    )
 
 
 def guess_strategy(root: Restorable, strategy: tf.distribute.Strategy | None) -> tf.distribute.Strategy:

@@ -150,11 +150,11 @@ def test_what_was_never_called_is_refused(tmp_path: pathlib.Path, trainable: Str
     with trainable.scope():
         model, unused = Net("a", "b"), snt.optimizers.Adam(0.01)
         with pytest.raises(
-            dr.UnbuiltModelError, match=r"2 module\(s\) were never called.*'a' \(Linear\), 'b' \(Linear\)"
+            dr.UnbuiltModelError, match=r"(?s)'a' \(Linear\) was never called.*'b' \(Linear\) was never called"
         ):
             restore(Checkpoint(model=model), path)
         model(tf.zeros((1, 4)))
-    with pytest.raises(dr.UnbuiltModelError, match=r"'adam' \(Adam\).*apply the optimizer once"):
+    with pytest.raises(dr.UnbuiltModelError, match=r"'adam' \(Adam\).*Apply the optimizer once"):
         restore(Checkpoint(model=model, optimizer=unused), path)
 
 

@@ -232,7 +232,9 @@ def test_an_unbuilt_model_of_keras_2_is_refused(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("style", [NEW, LEGACY])
 def test_an_unbuilt_optimizer_of_keras_2_without_its_model_is_refused(tmp_path: pathlib.Path, style: str) -> None:
-    path = save(Checkpoint(model=functional(NEW)), tmp_path)
+    old = Checkpoint(model=functional(style), optimizer=adam(style), w=tf.Variable(1.0))
+    train(old.model, old.optimizer, range(1))
+    path = save(old, tmp_path)
     with pytest.raises(dr.UnbuiltModelError, match="Adam"):
         dr.DistributedRestorer(Checkpoint(optimizer=adam(style), w=tf.Variable(0.0))).restore(path)
 

@@ -26,6 +26,7 @@ from dist_restore.resolve.several import decisions_of, join_outcomes
 from dist_restore.resolve.slot_patterns import settle_slot
 from dist_restore.resolve.slots import Owner, SlotResolver, refuse_negative
 from dist_restore.resolve.suggest import Suggester
+from dist_restore.resolve.unbuilt import keep_beginnings, refuse_unbuilt
 from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable, TensorSpec
 from dist_restore.transforms import source_boxes
 
@@ -75,7 +76,8 @@ class _Resolution:
         self._decisions = apply_rules(self._rules, source_table, target_table)
         owners = self._owners()
         entries = [owner.entry for owner in owners.values()]
-        entries += self._slots(owners)
+        entries = keep_beginnings(self._sources, self._targets, [*entries, *self._slots(owners)])
+        refuse_unbuilt(self._sources, self._targets, entries, self._decisions.dropped)
         if self._options.refuse_order:
             entries = refuse_order(entries)
         if self._options.keep_unmatched:

@@ -28,7 +28,7 @@ def as_targets(index: CheckpointIndex) -> TargetIndex:
     """What a checkpoint of these tensors would have to be filled with; opaque ones cannot be."""
     optimizers = tuple(f"{o.name}/" for o in index.optimizers if o.name)
     tensors = (t for t in index.tensors if is_value(t.spec))
-    return TargetIndex(tuple(_target(tensor, optimizers) for tensor in tensors), index.optimizers, index.scene)
+    return TargetIndex(tuple(_target(tensor, optimizers) for tensor in tensors), index.optimizers, scene=index.scene)
 
 
 def as_sources(targets: TargetIndex) -> CheckpointIndex:
