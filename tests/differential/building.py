@@ -44,7 +44,10 @@ class Built:
 
     def outputs(self) -> list[np.ndarray]:
         """What the models make of one batch."""
-        return [np.asarray(m(example(block))) for m, (_, block) in zip(self.models.values(), self.program.models, strict=True)]
+        return [
+            np.asarray(m(example(block)))
+            for m, (_, block) in zip(self.models.values(), self.program.models, strict=True)
+        ]
 
     def add_slots(self) -> None:
         """Finds the variables of the optimizer; builds it where it is not built."""
@@ -193,13 +196,13 @@ class _Maker:
         self.leaves.append(leaf)
         if self.program.library == "module":
             return Norm(name) if leaf.kind == "norm" else Linear(name, leaf.bias, self.program.terms)
-        layers = self.kit.layers
+        layers, zeros = self.kit.layers, {"kernel_initializer": "zeros"}
         make: dict[str, Callable[[], object]] = {
-            "dense": lambda: layers.Dense(leaf.units, use_bias=leaf.bias, name=name),
+            "dense": lambda: layers.Dense(leaf.units, use_bias=leaf.bias, name=name, **zeros),
             "norm": lambda: layers.LayerNormalization(name=name),
             "batch_norm": lambda: layers.BatchNormalization(name=name),
-            "embedding": lambda: layers.Embedding(WIDTH, WIDTH, name=name),
-            "conv": lambda: layers.Conv1D(leaf.units, 1, use_bias=leaf.bias, name=name),
+            "embedding": lambda: layers.Embedding(WIDTH, WIDTH, "zeros", name=name),
+            "conv": lambda: layers.Conv1D(leaf.units, 1, use_bias=leaf.bias, name=name, **zeros),
             "dropout": lambda: layers.Dropout(0.5, name=name),
         }
         return make[leaf.kind]()
@@ -264,7 +267,7 @@ def _subclass_init(base: type) -> Callable[..., None]:
         for child in ordered(block.children, block.held):
             if child.attr:
                 setattr(self, child.attr, maker.objects[child.role])
-        self._run = lambda x: maker.flow(block, x)
+        self._run = tf.autograph.experimental.do_not_convert(lambda x: maker.flow(block, x))
 
     return init
 

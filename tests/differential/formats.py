@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import random
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import h5py
 import numpy as np
@@ -39,9 +39,7 @@ def save(built: Built, form: str, folder: pathlib.Path) -> str:
     if form == "tf save":
         return checkpoint_of(built).save(str(folder / "ckpt"))
     path, model = str(folder / f"model{form}"), next(iter(built.models.values()))
-    if form == ".weights.h5":
-        model.save_weights(path)
-    elif form == ".h5" and built.program.library == "tf_keras":
+    if form == ".weights.h5" or (form == ".h5" and built.program.library == "tf_keras"):
         model.save_weights(path)
     else:
         model.save(path)
@@ -60,7 +58,11 @@ def tensors(form: str, path: str) -> list[np.ndarray]:
     """All tensors of a file, whatever they are called there."""
     if form in TF_FORMATS:
         reader = tf.train.load_checkpoint(path)
-        return [np.asarray(reader.get_tensor(key)) for key in reader.get_variable_to_shape_map() if key != "_CHECKPOINTABLE_OBJECT_GRAPH"]
+        return [
+            np.asarray(reader.get_tensor(key))
+            for key in reader.get_variable_to_shape_map()
+            if key != "_CHECKPOINTABLE_OBJECT_GRAPH"
+        ]
     if form == ".keras":
         with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as file, h5py.File(file) as inner:
             return list(_arrays(inner))
@@ -69,7 +71,6 @@ def tensors(form: str, path: str) -> list[np.ndarray]:
 
 
 def _arrays(file: h5py.File) -> Iterator[np.ndarray]:
-    found: list[np.ndarray] = []
-    visit: Callable[[str, object], None] = lambda _, item: found.append(item[()]) if isinstance(item, h5py.Dataset) else None
-    file.visititems(visit)
-    yield from found
+    names: list[str] = []
+    file.visit(names.append)
+    yield from (file[name][()] for name in names if isinstance(file[name], h5py.Dataset))

@@ -42,7 +42,11 @@ def optimizer_variables(
     """Role -> variable of the optimizer; it is built where it is not."""
     wanted = program.optimizer
     assert wanted is not None
-    if not optimizer.built if isinstance(optimizer, keras.optimizers.Optimizer) else not getattr(optimizer, "_built", False):
+    if (
+        not optimizer.built
+        if isinstance(optimizer, keras.optimizers.Optimizer)
+        else not getattr(optimizer, "_built", False)
+    ):
         optimizer.build(list(trainable))
     return {role: _raw(variable) for role, variable in _roles(optimizer, wanted, owners)}
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from building import Built, build, clear, raw
 from formats import native_restore, random_format, save, tensors
-from programs import kind_of, naming, random_program
+from programs import Program, kind_of, naming, random_program
 from refactors import Refactor, random_refactor
 from rules import written_rules
 
@@ -69,7 +69,11 @@ class Outcome:
         """Kinds of the case, for tables."""
         old, new = self.case.refactor.old, self.case.refactor.new
         optimizer = old.optimizer or new.optimizer
-        text = f"{optimizer.kind} {optimizer.place}{' ema' * optimizer.ema}{' scaled' * optimizer.scaled}" if optimizer else "none"
+        text = (
+            f"{optimizer.kind} {optimizer.place}{' ema' * optimizer.ema}{' scaled' * optimizer.scaled}"
+            if optimizer
+            else "none"
+        )
         return {
             "model": kind_of(old),
             "refactor": self.case.refactor.kind,
@@ -88,7 +92,11 @@ def case_of(seed: int) -> Case:
     if not form.startswith("tf ") and program.optimizer and rng.random() < 0.6:
         program = dataclasses.replace(program, optimizer=None)
     refactor = random_refactor(rng, program)
-    rules = "none" if refactor.kind == "identity" else rng.choices(("none", "literal", "prefix", "pattern"), (70, 12, 10, 8))[0]
+    rules = (
+        "none"
+        if refactor.kind == "identity"
+        else rng.choices(("none", "literal", "prefix", "pattern"), (70, 12, 10, 8))[0]
+    )
     late = refactor.new.optimizer is not None and rng.random() < 0.25
     return Case(seed, refactor, form, rules, late)
 
@@ -135,48 +143,46 @@ def _run(case: Case, folder: pathlib.Path) -> Outcome:
     values = filled(old, case.seed + 1)
     path = save(old, case.form, folder)
     truth = stored(values, tensors(case.form, path))
-    native = _native(case, path, truth)
-    new = fresh(case.refactor.new)
+    new = fresh(case.refactor.new, slots=not case.late)
     before = filled(new, case.seed + 7_000_001)
-    if case.late:
-        new, before = _unbuilt(case)
+    outcome = _restored(case, new, path, truth, before)
+    native = _native(case, new, path, truth)
+    needless = outcome.kind == "refused" and native == "right" and all(role in truth for role in new.variables)
+    return dataclasses.replace(outcome, native=native, kind="refused_needless" if needless else outcome.kind)
+
+
+def fresh(program: Program, *, slots: bool = True) -> Built:
+    """A program built in a process that has built nothing before."""
+    clear()
+    return build(program, slots=slots)
+
+
+def _restored(case: Case, new: Built, path: str, truth: Values, before: Values) -> Outcome:
     try:
         rules = written_rules(case.rules, case.refactor, path, truth, new)
         report = dr.DistributedRestorer(new.root, rules=rules).restore(path)
     except dr.RestoreError as error:
-        needless = native == "right" and _needs_nothing(case, truth, new)
-        return Outcome(case, "refused_needless" if needless else "refused", native, message=f"{type(error).__name__}: {error}")
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
-        return Outcome(case, "crashed", native, message=f"{type(error).__name__}: {error}")
-    return _judged(case, native, new, truth, before, report)
+        changed = differences(new, {}, before)
+        return Outcome(
+            case, "crashed" if changed else "refused", "", tuple(changed), f"{type(error).__name__}: {error}"
+        )
+    except Exception as error:
+        return Outcome(case, "crashed", "", message=f"{type(error).__name__}: {error}")
+    if case.late:
+        new.add_slots()
+    return _judged(case, new, truth, before, report)
 
 
-def fresh(program: object) -> Built:
-    """A program built in a process that has built nothing before."""
-    clear()
-    return build(program)
-
-
-def _unbuilt(case: Case) -> tuple[Built, Values]:
-    clear()
-    new = build(case.refactor.new, slots=False)
-    return new, filled(new, case.seed + 7_000_001)
-
-
-def _native(case: Case, path: str, truth: Values) -> str:
-    new = fresh(case.refactor.new)
+def _native(case: Case, new: Built, path: str, truth: Values) -> str:
+    """What plain TensorFlow makes of it; on the same objects, for the package leaves no traces on them."""
+    if case.late:
+        new.add_slots()
     before = filled(new, case.seed + 9_000_001)
     try:
         native_restore(new, case.form, path)
-    except Exception:  # noqa: BLE001 - of any kind
+    except Exception:
         return "error"
     return "wrong" if differences(new, truth, before) else "right"
-
-
-def _needs_nothing(case: Case, truth: Values, new: Built) -> bool:
-    if case.late:
-        new.add_slots()
-    return all(role in truth for role in new.variables)
 
 
 def differences(built: Built, truth: Mapping[str, np.ndarray], before: Values) -> list[str]:
@@ -189,22 +195,22 @@ def differences(built: Built, truth: Mapping[str, np.ndarray], before: Values) -
     return wrong
 
 
-def _judged(case: Case, native: str, new: Built, truth: Values, before: Values, report: dr.RestoreReport) -> Outcome:
-    if case.late:
-        new.add_slots()
+def _judged(case: Case, new: Built, truth: Values, before: Values, report: dr.RestoreReport) -> Outcome:
     wrong = differences(new, truth, before)
     summary = report.plan.summary()
     if not wrong:
-        return Outcome(case, "right", native, summary=summary)
+        return Outcome(case, "right", "", summary=summary)
     names = {id(raw(variable)): name for name, variable in find_targets(new.root).handles}
     entries = {entry.target: entry for entry in report.plan.entries}
     kind, texts = "right", []
     for role in wrong:
         entry = entries.get(names.get(id(new.variables[role]), ""))
         verdict = _verdict(entry, case.rules != "none")
-        kind = "quietly_wrong" if "quietly_wrong" in (kind, verdict) else "marked" if "marked" in (kind, verdict) else kind
+        kind = (
+            "quietly_wrong" if "quietly_wrong" in (kind, verdict) else "marked" if "marked" in (kind, verdict) else kind
+        )
         texts.append(f"{role}: {verdict}; {_told(entry)}; {_origin(new.variables[role], truth, before, role)}")
-    return Outcome(case, kind, native, tuple(texts), summary=summary)
+    return Outcome(case, kind, "", tuple(texts), summary=summary)
 
 
 def _verdict(entry: dr.PlanEntry | None, ruled: bool) -> str:
@@ -216,7 +222,8 @@ def _verdict(entry: dr.PlanEntry | None, ruled: bool) -> str:
 def _told(entry: dr.PlanEntry | None) -> str:
     if entry is None:
         return "not in the plan"
-    return f"{entry.target} <- {', '.join(entry.sources)} ({entry.status.value}, {entry.proof.value}, {entry.evidence or entry.reason})"
+    how = f"{entry.status.value}, {entry.proof.value}, {entry.evidence or entry.reason}"
+    return f"{entry.target} <- {', '.join(entry.sources)} ({how})"
 
 
 def _origin(variable: tf.Variable, truth: Values, before: Values, role: str) -> str:

@@ -24,7 +24,7 @@ class Leaf:
       kind: dense, norm, batch_norm, embedding, conv, dropout, or again: another call of the layer with role `of`.
       attr: the attribute or key under which a subclass or dict holds it.
       name: the name that it is given; empty where Keras names it.
-      wire: chain, residual (added to its input) or branch (neighbours that are branches are called on one input, and added).
+      wire: chain, residual (added to its input) or branch (neighbouring branches have one input, and are added).
     """
 
     role: str
@@ -178,11 +178,7 @@ def reads_tokens(block: Block) -> bool:
 
 # ---- Making them up --------------------------------------------------------------------------------------
 
-_KINDS = {
-    "keras": ("dense",) * 6 + ("norm",) * 2 + ("batch_norm", "conv", "dropout"),
-    "tf_keras": ("dense",) * 6 + ("norm",) * 2 + ("batch_norm", "conv", "dropout"),
-    "module": ("dense",) * 4 + ("norm",),
-}
+_MIXED = ("dense",) * 6 + ("norm",) * 2 + ("batch_norm", "conv", "dropout")
 _MODULES = ("list", "list", "dict", "module", "module")
 _STYLES = {
     "functional": ("sequential", "sequential", "open", "functional", "subclass"),
@@ -201,11 +197,16 @@ class Generator:
         self.rng = rng
         self.count = 0
         self.naming = rng.choice(("auto", "auto", "chosen", "mixed"))
+        # Equal layers are what is hard, so that most programs consist of them.
+        self.kinds = rng.choice((("dense",), ("dense",) * 5 + ("norm",), _MIXED))
+        self.bias = rng.choice((0.0, 1.0, 1.0, 0.6))
 
     def program(self) -> Program:
-        library = self.rng.choices(("keras", "tf_keras", "module"), (60, 25, 15))[0]
+        library = self.rng.choices(("keras", "tf_keras", "module"), (62, 22, 16))[0]
+        if library == "module":
+            self.kinds = tuple(k for k in self.kinds if k in ("dense", "norm"))
         models = self._models(library)
-        optimizer = self._optimizer(library, len(models)) if self.rng.random() < 0.65 else None
+        optimizer = self._optimizer(library, len(models)) if self.rng.random() < 0.55 else None
         bare = len(models) == 1 and (optimizer is None or optimizer.place == "compiled") and self.rng.random() < 0.1
         return Program(library, models, optimizer, bare, before=self.rng.choice((0, 0, 0, 1, 3)))
 
@@ -213,11 +214,14 @@ class Generator:
         if self.rng.random() < 0.85:
             return ((self.rng.choice(("model", "model", "net")), self.root(library)),)
         first = self.root(library)
-        second = self.twin(first) if self.rng.random() < 0.7 else self.root(library)
+        twin = self.twin(first)
+        second = twin if isinstance(twin, Block) and self.rng.random() < 0.7 else self.root(library)
         return tuple(zip(self.rng.choice((("query", "document"), ("actor", "critic"))), (first, second), strict=True))
 
     def root(self, library: str) -> Block:
-        styles = {"module": ("module",)}.get(library, ("functional",) * 4 + ("subclass",) * 5 + ("sequential",) * 2 + ("open",))
+        styles = {"module": ("module",)}.get(
+            library, ("functional",) * 4 + ("subclass",) * 5 + ("sequential",) * 2 + ("open",)
+        )
         style = self.rng.choice(styles)
         words = self._words()
         names = self.rng.random() < 0.3 and self.naming != "auto"
@@ -227,14 +231,23 @@ class Generator:
         return Block(self._role(), style, "net", children, self.rng.choice(("net", "bert")) if names else "")
 
     def children(self, library: str, style: str, words: Iterator[str], depth: int) -> tuple[Node, ...]:
+        if style == "list" and self.rng.random() < 0.5:
+            return self.stack(library, words, depth)
         found: list[Node] = []
         for _ in range(self.rng.randint(2, 4 if depth == 0 else 3)):
             if depth < 2 and self.rng.random() < (0.3 if depth == 0 else 0.2):
                 styles = _MODULES if library == "module" else _STYLES[style]
                 found.append(self.block(library, self.rng.choice(styles), words, depth + 1))
             else:
-                found.append(self.leaf(self.rng.choice(_KINDS[library]), words))
+                found.append(self.leaf(self.rng.choice(self.kinds), words))
         return self._wired(style, self._shared(style, tuple(found)))
+
+    def stack(self, library: str, words: Iterator[str], depth: int) -> tuple[Node, ...]:
+        """Equal blocks, numbered where they have names."""
+        style = "module" if library == "module" else "subclass"
+        one = self.block(library, style, words, depth + 1) if self.rng.random() < 0.7 else self.leaf("dense", words)
+        twins = (self.twin(one) for _ in range(self.rng.randint(2, 3)))
+        return tuple(dataclasses.replace(t, name=f"{t.name}_{i}" if t.name else "") for i, t in enumerate(twins))
 
     def block(self, library: str, style: str, words: Iterator[str], depth: int) -> Block:
         inner = words if style in ("list", "dict") else self._words()
@@ -244,9 +257,9 @@ class Generator:
 
     def leaf(self, kind: str, words: Iterator[str]) -> Leaf:
         name = self._name(words)
-        return Leaf(self._role(), kind, self._attr(name, words), name, bias=self.rng.random() < 0.7)
+        return Leaf(self._role(), kind, self._attr(name, words), name, bias=self.rng.random() < self.bias)
 
-    def twin(self, block: Block) -> Block:
+    def twin(self, node: Node) -> Node:
         """The same architecture and names, and other roles."""
         roles: dict[str, str] = {}
 
@@ -256,9 +269,7 @@ class Generator:
                 return dataclasses.replace(node, role=roles[node.role], of=roles.get(node.of, ""))
             return dataclasses.replace(node, role=roles[node.role], children=tuple(copied(c) for c in node.children))
 
-        twin = copied(block)
-        assert isinstance(twin, Block)
-        return twin
+        return copied(node)
 
     def _wired(self, style: str, children: tuple[Node, ...]) -> tuple[Node, ...]:
         if style in ("sequential", "open") or self.rng.random() < 0.4:
@@ -276,7 +287,9 @@ class Generator:
 
     def _optimizer(self, library: str, models: int) -> Optimizer:
         kind = self.rng.choice(("sgd", "momentum", "adam", "adam", "adam", "adamw", "rmsprop"))
-        place = self.rng.choice(("given", "given", "compiled", "both")) if library != "module" and models == 1 else "given"
+        place = (
+            self.rng.choice(("given", "given", "compiled", "both")) if library != "module" and models == 1 else "given"
+        )
         ema, scaled = self.rng.random() < 0.1, self.rng.random() < 0.1 and library == "keras"
         return Optimizer(kind, place, ema=ema, scaled=scaled, turned=self.rng.random() < 0.05)
 

@@ -18,12 +18,14 @@ class Refactor:
       old: the program that saved.
       new: the program that restores.
       preserving: whether the function stays the same.
+      steps: the kinds of change that it consists of.
     """
 
     kind: str
     old: Program
     new: Program
     preserving: bool
+    steps: tuple[str, ...] = ()
 
 
 Change = Callable[[random.Random, Program], Program | None]
@@ -182,7 +184,9 @@ def rename_attribute(rng: random.Random, program: Program) -> Program | None:
 
 
 def rename_both(rng: random.Random, program: Program) -> Program | None:
-    found = [(m, p, n) for m, p, n in _all(program) if p and n.attr and n.name and _is_styled(program, m, p, *_ATTRIBUTES)]
+    found = [
+        (m, p, n) for m, p, n in _all(program) if p and n.attr and n.name and _is_styled(program, m, p, *_ATTRIBUTES)
+    ]
     return _rename(rng, program, found, "attr", "name")
 
 
@@ -226,7 +230,14 @@ def root_key(rng: random.Random, program: Program) -> Program | None:
     """Another key in the Checkpoint."""
     if program.bare:
         return None
-    keys = {"model": "net", "net": "model", "query": "question", "document": "page", "actor": "policy", "critic": "value_net"}
+    keys = {
+        "model": "net",
+        "net": "model",
+        "query": "question",
+        "document": "page",
+        "actor": "policy",
+        "critic": "value_net",
+    }
     models = tuple((keys.get(key, key), model) for key, model in program.models)
     optimizer = program.optimizer
     if optimizer and rng.random() < 0.3:
@@ -247,7 +258,13 @@ def nest(rng: random.Random, program: Program) -> Program | None:
     assert isinstance(parent, Block)
     inner, word = parent.children[i : i + 2], next(_fresh(rng, program))
     chain = all(c.wire == "chain" for c in inner)
-    styles = ("module",) if program.library == "module" else ("sequential", "functional", "subclass") if chain else ("functional", "subclass")
+    styles = (
+        ("module",)
+        if program.library == "module"
+        else ("sequential", "functional", "subclass")
+        if chain
+        else ("functional", "subclass")
+    )
     made = tuple(c.role for c in ordered(parent.children, parent.made) if c in inner)
     block = Block(f"new_{word}", rng.choice(styles), word, inner, word if _named(program) else "", made=made)
     return _edit(program, model, path, lambda b: _with(b, (*b.children[:i], block, *b.children[i + 2 :])))
@@ -267,7 +284,9 @@ def unnest(rng: random.Random, program: Program) -> Program | None:
         return None
     model, path, block = rng.choice(found)
     i = path[-1]
-    return _edit(program, model, path[:-1], lambda b: _with(b, (*b.children[:i], *block.children, *b.children[i + 1 :])))
+    return _edit(
+        program, model, path[:-1], lambda b: _with(b, (*b.children[:i], *block.children, *b.children[i + 1 :]))
+    )
 
 
 def _fits(parent: Node, block: Block) -> bool:
@@ -291,7 +310,9 @@ def turn_optimizer(rng: random.Random, program: Program) -> Program | None:
     """The optimizer is built over the variables in the opposite order."""
     if not program.optimizer or program.optimizer.kind == "sgd":
         return None
-    return dataclasses.replace(program, optimizer=dataclasses.replace(program.optimizer, turned=not program.optimizer.turned))
+    return dataclasses.replace(
+        program, optimizer=dataclasses.replace(program.optimizer, turned=not program.optimizer.turned)
+    )
 
 
 def place_optimizer(rng: random.Random, program: Program) -> Program | None:
@@ -311,7 +332,12 @@ def drop_optimizer(rng: random.Random, program: Program) -> Program | None:
 
 
 def add_layer(rng: random.Random, program: Program) -> Program | None:
-    return _insert(rng, program, _new_leaf(rng, program), _blocks(program, "functional", "sequential", "open", "subclass", "module"))
+    return _insert(
+        rng,
+        program,
+        _new_leaf(rng, program),
+        _blocks(program, "functional", "sequential", "open", "subclass", "module"),
+    )
 
 
 def insert_in_list(rng: random.Random, program: Program) -> Program | None:
@@ -367,10 +393,13 @@ def replace_layer(rng: random.Random, program: Program) -> Program | None:
     found = [(m, p, n) for m, p, n in _leaves(program) if n.kind != "embedding" and _shows(program, m, p, n)]
     if not found:
         return None
-    model, path, leaf = rng.choice(found)
+    model, path, _ = rng.choice(found)
     word = next(_fresh(rng, program))
     return _edit(
-        program, model, path, lambda n: dataclasses.replace(n, role=f"new_{word}", attr=word, name=word if n.name else "")
+        program,
+        model,
+        path,
+        lambda n: dataclasses.replace(n, role=f"new_{word}", attr=word, name=word if n.name else ""),
     )
 
 
@@ -408,6 +437,52 @@ def move_bias(rng: random.Random, program: Program) -> Program | None:
     return program
 
 
+def exchange_layers(rng: random.Random, program: Program) -> Program | None:
+    """Two neighbours that have names are called in the opposite order."""
+    found = []
+    for model, path, block in _blocks(program):
+        for i, pair in enumerate(zip(block.children, block.children[1:], strict=False)):
+            if all(_is_told(n, block) for n in pair) and {n.wire for n in pair} != {"branch"}:
+                found.append((model, path, i))
+    if not found:
+        return None
+    model, path, i = rng.choice(found)
+    return _edit(
+        program, model, path, lambda b: _with(b, (*b.children[:i], *b.children[i : i + 2][::-1], *b.children[i + 2 :]))
+    )
+
+
+def _is_told(node: Node, parent: Block) -> bool:
+    """Whether a chosen name tells a layer with variables from its neighbours."""
+    if isinstance(node, Leaf) and node.kind in ("again", "embedding", "dropout"):
+        return False
+    return bool(node.name) or (parent.style in _ATTRIBUTES and bool(node.attr))
+
+
+def two_of_one(rng: random.Random, program: Program) -> Program | None:
+    """A second model comes beside the first."""
+    if len(program.models) > 1 or program.bare or (program.optimizer and program.optimizer.place != "given"):
+        return None
+    model = program.models[0][1]
+    models = [("query", model), ("document", _renewed(model))]
+    if rng.random() < 0.5:
+        models.reverse()
+    return dataclasses.replace(program, models=tuple(models))
+
+
+def _renewed(node: Node) -> Block:
+    def new(node: Node) -> Node:
+        role = f"new_{node.role}"
+        if isinstance(node, Leaf):
+            return dataclasses.replace(node, role=role, of=f"new_{node.of}" if node.of else "")
+        orders = {"made": tuple(f"new_{r}" for r in node.made), "held": tuple(f"new_{r}" for r in node.held)}
+        return dataclasses.replace(node, role=role, children=tuple(new(c) for c in node.children), **orders)
+
+    block = new(node)
+    assert isinstance(block, Block)
+    return block
+
+
 def one_of_two(rng: random.Random, program: Program) -> Program | None:
     """Of two models one stays, under a key of its own."""
     if len(program.models) < 2:
@@ -418,7 +493,9 @@ def one_of_two(rng: random.Random, program: Program) -> Program | None:
 def change_optimizer(rng: random.Random, program: Program) -> Program | None:
     if not program.optimizer:
         return None
-    kind = {"adam": "adamw", "adamw": "adam", "momentum": "adam", "rmsprop": "adam", "sgd": "momentum"}[program.optimizer.kind]
+    kind = {"adam": "adamw", "adamw": "adam", "momentum": "adam", "rmsprop": "adam", "sgd": "momentum"}[
+        program.optimizer.kind
+    ]
     return dataclasses.replace(program, optimizer=dataclasses.replace(program.optimizer, kind=kind))
 
 
@@ -458,11 +535,13 @@ CHANGING: dict[str, tuple[Change, int]] = {
     "remove layer": (remove_layer, 6),
     "replace layer": (replace_layer, 6),
     "replace class": (replace_class, 3),
-    "insert in list": (insert_in_list, 5),
-    "remove from list": (remove_from_list, 4),
+    "exchange layers": (exchange_layers, 8),
+    "insert in list": (insert_in_list, 14),
+    "remove from list": (remove_from_list, 8),
     "toggle bias": (toggle_bias, 3),
-    "move bias": (move_bias, 4),
-    "one of two": (one_of_two, 5),
+    "move bias": (move_bias, 10),
+    "one of two": (one_of_two, 12),
+    "two of one": (two_of_one, 3),
     "change optimizer": (change_optimizer, 2),
     "add optimizer state": (add_optimizer_state, 2),
 }
@@ -470,11 +549,20 @@ ALL = {**PRESERVING, **CHANGING}
 
 
 def random_refactor(rng: random.Random, program: Program) -> Refactor:
-    """A random refactor that this program allows."""
+    """A random refactor that this program allows; now and then two or three at once."""
+    first = _one(rng, program)
+    steps = [first]
+    for _ in range(rng.choice((0, 0, 0, 0, 0, 1, 1, 2)) if first.kind != "identity" else 0):
+        steps.append(_one(rng, steps[-1].new))
+    if len(steps) == 1:
+        return first
+    return Refactor("several", program, steps[-1].new, all(s.preserving for s in steps), tuple(s.kind for s in steps))
+
+
+def _one(rng: random.Random, program: Program) -> Refactor:
     kinds, weights = list(ALL), [weight for _, weight in ALL.values()]
     while True:
-        kind = rng.choices(kinds, weights)[0]
-        refactor = refactored(rng, program, kind)
+        refactor = refactored(rng, program, rng.choices(kinds, weights)[0])
         if refactor is not None:
             return refactor
 
@@ -484,4 +572,4 @@ def refactored(rng: random.Random, program: Program, kind: str) -> Refactor | No
     new = ALL[kind][0](rng, program)
     if new is None or (new == program and kind != "identity"):
         return None
-    return Refactor(kind, program, new, kind in PRESERVING)
+    return Refactor(kind, program, new, kind in PRESERVING, (kind,))

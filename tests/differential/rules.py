@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,7 +13,9 @@ import dist_restore as dr
 from dist_restore.targets import find_targets
 
 
-def written_rules(style: str, refactor: Refactor, path: str, truth: Mapping[str, np.ndarray], new: Built) -> dr.RuleSet | None:
+def written_rules(
+    style: str, refactor: Refactor, path: str, truth: Mapping[str, np.ndarray], new: Built
+) -> dr.RuleSet | None:
     """The rules for one refactor; None where none are asked for, or none are needed.
 
     Args:
@@ -25,7 +28,7 @@ def written_rules(style: str, refactor: Refactor, path: str, truth: Mapping[str,
     """
     if style == "none":
         return None
-    sources = _source_names(path, truth)
+    sources = source_names(path, truth)
     targets = {role: name for role, name in _target_names(new).items() if not _is_state(role)}
     pairs = {name: sources[role] for role, name in targets.items() if role in sources}
     rules = _literal(pairs) if style == "literal" else _prefixes(pairs)
@@ -33,7 +36,7 @@ def written_rules(style: str, refactor: Refactor, path: str, truth: Mapping[str,
     gone = [name for role, name in sources.items() if role not in new.variables and not _is_state(role)]
     rules += [dr.Rule(drop=name) for name in gone]
     if style == "pattern":
-        rules += _optimizer_patterns(refactor)
+        rules += _patterns(refactor)
     return dr.RuleSet(tuple(rules)) if rules else None
 
 
@@ -41,7 +44,7 @@ def _is_state(role: str) -> bool:
     return "@" in role or role.startswith(("optimizer.", "scale."))
 
 
-def _source_names(path: str, truth: Mapping[str, np.ndarray]) -> dict[str, str]:
+def source_names(path: str, truth: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Role -> the tensor's name, known by its value."""
     source = dr.open_checkpoint(path)
     try:
@@ -75,12 +78,19 @@ def _prefixes(pairs: Mapping[str, str]) -> list[dr.Rule]:
         new, _, same = target.rpartition("/")
         together = leaf == same and old and new
         key = (old, new) if together else (source, target)
-        rules[key] = dr.Rule(from_=f"{old}/{{rest}}", to=f"{new}/{{rest}}") if together else dr.Rule(from_=source, to=target)
+        rules[key] = (
+            dr.Rule(from_=f"{old}/{{rest}}", to=f"{new}/{{rest}}") if together else dr.Rule(from_=source, to=target)
+        )
     return list(rules.values())
 
 
-def _optimizer_patterns(refactor: Refactor) -> list[dr.Rule]:
-    old, new = refactor.old.optimizer, refactor.new.optimizer
-    if not old or not new or "compiled" in (old.place, new.place):
-        return []
-    return [dr.Rule(from_=f"{old.key}/{{rest}}", to=f"{new.key}/{{rest}}")]
+def _patterns(refactor: Refactor) -> list[dr.Rule]:
+    """What people add for the optimizer's path, and where they call all variables otherwise."""
+    old, new = refactor.old, refactor.new
+    rules = [
+        dr.Rule(from_=f"{{rest}}/{a}", to=f"{{rest}}/{b}") for a, b in zip(old.terms, new.terms, strict=True) if a != b
+    ]
+    given = [p.optimizer.key for p in (old, new) if p.optimizer and p.optimizer.place == "given"]
+    if len(given) == 2:
+        rules.append(dr.Rule(from_=f"{given[0]}/{{rest}}", to=f"{given[1]}/{{rest}}"))
+    return [dataclasses.replace(rule, optional=True) for rule in rules]

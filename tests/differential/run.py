@@ -9,10 +9,12 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import argparse
 import collections
 import concurrent.futures
+import logging
 import multiprocessing
 import pathlib
 import pprint
@@ -20,9 +22,12 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
+# A script of its own, and a module of the tests.
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2])]
 
-from outcomes import Outcome, case_of, run
+from outcomes import Outcome, case_of, run  # noqa: E402
+
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 KINDS = ("right", "marked", "refused", "refused_needless", "quietly_wrong", "crashed")
 BAD = ("quietly_wrong", "crashed")
@@ -50,7 +55,9 @@ def table(outcomes: Iterable[Outcome]) -> str:
     lines = [f"{'':34}" + "".join(f"{c.replace('_', ' '):>18}" for c in columns)]
     for label, rows in counts.items():
         lines += [f"-- {label}"]
-        lines += [f"{value:34}" + "".join(f"{row[c] or '':>18}" for c in columns) for value, row in sorted(rows.items())]
+        lines += [
+            f"{value:34}" + "".join(f"{row[c] or '':>18}" for c in columns) for value, row in sorted(rows.items())
+        ]
     return "\n".join(lines)
 
 
@@ -60,7 +67,7 @@ def shown(outcome: Outcome) -> str:
     parts = [
         "-- old program",
         pprint.pformat(refactor.old, width=140),
-        "-- new program",
+        f"-- {', '.join(refactor.steps)}: new program",
         pprint.pformat(refactor.new, width=140),
         f"-- plan\n{outcome.summary}",
         *outcome.wrong,
