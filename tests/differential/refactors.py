@@ -223,7 +223,15 @@ def add_dropout(rng: random.Random, program: Program) -> Program | None:
 
 def remove_dropout(rng: random.Random, program: Program) -> Program | None:
     found = [(m, p, n) for m, (_, b) in enumerate(program.models) for p, n in walk(b) if isinstance(n, Leaf)]
-    return _remove(rng, program, [(m, p, n) for m, p, n in found if n.kind == "dropout"])
+    found = [(m, p, n) for m, p, n in found if n.kind == "dropout" and n.wire == "chain"]
+    return _remove(rng, program, [e for e in found if not _parts_branches(program, *e[:2])])
+
+
+def _parts_branches(program: Program, model: int, path: Path) -> bool:
+    """Whether branches before and behind it would be on one input without it."""
+    parent, i = at(program.models[model][1], path[:-1]), path[-1]
+    assert isinstance(parent, Block)
+    return [c.wire for c in parent.children[max(i - 1, 0) : i + 2]] == ["branch", "chain", "branch"]
 
 
 def root_key(rng: random.Random, program: Program) -> Program | None:
@@ -358,6 +366,8 @@ def _insert(rng: random.Random, program: Program, leaf: Leaf, blocks: list[tuple
     first = block.children[0]
     begin = int(isinstance(first, Leaf) and first.kind == "embedding")
     i = rng.randint(begin, len(block.children))
+    if leaf.kind == "dropout" and [c.wire for c in block.children[max(i - 1, 0) : i + 1]] == ["branch", "branch"]:
+        return None
     return _edit(program, model, path, lambda b: _with(b, (*b.children[:i], leaf, *b.children[i:])))
 
 

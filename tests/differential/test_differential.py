@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import collections
+import random
 
 import numpy as np
 import pytest
 from outcomes import case_of, filled, fresh
+from programs import random_program
+from refactors import PRESERVING, refactored
 from run import line, run_all
 
 CHUNK = 100
@@ -24,12 +27,14 @@ def test_nothing_is_quietly_wrong_and_little_is_refused_without_need(chunk: int)
     assert collections.Counter(o.kind for o in outcomes)["right"] > CHUNK / 4
 
 
-@pytest.mark.parametrize("start", range(5000, 5060, 20))
-def test_a_program_refactored_and_filled_by_role_computes_what_it_did(start: int) -> None:
-    checked = 0
-    for seed in range(start, start + 20):
-        refactor = case_of(seed).refactor
-        if not refactor.preserving:
+@pytest.mark.parametrize("kind", list(PRESERVING))
+def test_a_program_refactored_and_filled_by_role_computes_what_it_did(kind: str) -> None:
+    checked, seed = 0, 0
+    while checked < 3:
+        seed += 1
+        rng = random.Random(f"{kind} {seed}")
+        refactor = refactored(rng, random_program(rng), kind)
+        if refactor is None:
             continue
         old = fresh(refactor.old)
         values = filled(old, 1)
@@ -39,9 +44,8 @@ def test_a_program_refactored_and_filled_by_role_computes_what_it_did(start: int
         for role, variable in new.variables.items():
             variable.assign(values.get(role, variable))
         for was, found in zip(outputs, new.outputs(), strict=True):
-            np.testing.assert_allclose(found, was, rtol=1e-3, err_msg=f"seed {seed}: {refactor.steps}")
+            np.testing.assert_allclose(found, was, rtol=1e-3, err_msg=str(refactor))
         checked += 1
-    assert checked >= 5
 
 
 def test_a_seed_is_always_the_same_case() -> None:
