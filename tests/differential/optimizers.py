@@ -1,0 +1,71 @@
+"""Optimizers, and the roles of their variables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import keras
+import tensorflow as tf
+import tf_keras
+from programs import Optimizer, Program
+
+# The attribute that holds a list of slots, and what these are: equal words only where two classes mean the same by it.
+_LISTS = {
+    "adam": {"_momentums": "first", "_velocities": "second"},
+    "adamw": {"_momentums": "first", "_velocities": "second"},
+    "momentum": {"momentums": "sgd_momentum"},
+    "sgd": {},
+    "rmsprop": {"_velocities": "mean_square"},
+}
+
+
+def make_optimizer(program: Program) -> object:
+    """The optimizer of a program, not built."""
+    wanted = program.optimizer
+    if wanted is None:
+        return None
+    kit = tf_keras if program.library == "tf_keras" else keras
+    inner = _inner(kit.optimizers, wanted)
+    return keras.optimizers.LossScaleOptimizer(inner) if wanted.scaled else inner
+
+
+def _inner(kit: object, wanted: Optimizer) -> object:
+    options = {"use_ema": True} if wanted.ema else {}
+    if wanted.kind in ("sgd", "momentum"):
+        return kit.SGD(0.1, momentum=0.9 if wanted.kind == "momentum" else 0.0, **options)
+    return {"adam": kit.Adam, "adamw": kit.AdamW, "rmsprop": kit.RMSprop}[wanted.kind](0.1, **options)
+
+
+def optimizer_variables(
+    optimizer: object, program: Program, trainable: Sequence[object], owners: Sequence[str]
+) -> dict[str, tf.Variable]:
+    """Role -> variable of the optimizer; it is built where it is not."""
+    wanted = program.optimizer
+    assert wanted is not None
+    if (
+        not optimizer.built
+        if isinstance(optimizer, keras.optimizers.Optimizer)
+        else not getattr(optimizer, "_built", False)
+    ):
+        optimizer.build(list(trainable))
+    return {role: _raw(variable) for role, variable in _roles(optimizer, wanted, owners)}
+
+
+def _roles(optimizer: object, wanted: Optimizer, owners: Sequence[str]) -> Iterator[tuple[str, object]]:
+    inner = optimizer.inner_optimizer if wanted.scaled else optimizer
+    yield "optimizer.iterations", inner.iterations
+    yield "optimizer.learning_rate", inner._learning_rate
+    if wanted.scaled:
+        yield "scale.step_counter", optimizer.step_counter
+        yield "scale.dynamic_scale", optimizer.dynamic_scale
+    lists = dict(_LISTS[wanted.kind])
+    if wanted.ema:
+        lists["_model_variables_moving_average"] = "average"
+    for attribute, role in lists.items():
+        slots = getattr(inner, attribute)
+        assert len(slots) == len(owners), (attribute, len(slots), len(owners))
+        yield from ((f"{role}@{owner}", slot) for owner, slot in zip(owners, slots, strict=True))
+
+
+def _raw(variable: object) -> tf.Variable:
+    return variable.value if isinstance(variable, keras.Variable) else variable

@@ -1,0 +1,106 @@
+"""Random programs, random refactors, and the truth by role: `python tests/differential/run.py --cases=500`.
+
+`--seed=N --show` runs one case and prints all that is known of it.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import argparse
+import collections
+import concurrent.futures
+import logging
+import multiprocessing
+import pathlib
+import pprint
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+# A script of its own, and a module of the tests.
+sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2])]
+
+from outcomes import Outcome, case_of, run  # noqa: E402
+
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+KINDS = ("right", "marked", "refused", "refused_needless", "quietly_wrong", "crashed")
+BAD = ("quietly_wrong", "crashed")
+
+
+def run_all(seeds: Sequence[int], workers: int = 1) -> list[Outcome]:
+    """Runs the cases of these seeds."""
+    if workers < 2:
+        return [run(case_of(seed)) for seed in seeds]
+    context = multiprocessing.get_context("spawn")
+    parts = [seeds[i : i + 25] for i in range(0, len(seeds), 25)]
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        return [outcome for part in pool.map(run_all, parts) for outcome in part]
+
+
+def table(outcomes: Iterable[Outcome]) -> str:
+    """How many of each kind came out how."""
+    counts: dict[str, dict[str, collections.Counter[str]]] = {}
+    for outcome in outcomes:
+        for label, value in {**outcome.labels, "all": "all"}.items():
+            row = counts.setdefault(label, {}).setdefault(value, collections.Counter())
+            row[outcome.kind] += 1
+            row[f"native {outcome.native}"] += 1
+    columns = (*KINDS, "native right", "native wrong", "native error")
+    lines = [f"{'':34}" + "".join(f"{c.replace('_', ' '):>18}" for c in columns)]
+    for label, rows in counts.items():
+        lines += [f"-- {label}"]
+        lines += [
+            f"{value:34}" + "".join(f"{row[c] or '':>18}" for c in columns) for value, row in sorted(rows.items())
+        ]
+    return "\n".join(lines)
+
+
+def shown(outcome: Outcome) -> str:
+    """All that is known of one case."""
+    refactor = outcome.case.refactor
+    parts = [
+        "-- old program",
+        pprint.pformat(refactor.old, width=140),
+        f"-- {', '.join(refactor.steps)}: new program",
+        pprint.pformat(refactor.new, width=140),
+        f"-- plan\n{outcome.summary}",
+        *outcome.wrong,
+        outcome.message,
+        line(outcome),
+    ]
+    return "\n".join(parts)
+
+
+def line(outcome: Outcome) -> str:
+    """One case in one line."""
+    return f"seed {outcome.case.seed}: {outcome.kind} (native {outcome.native}); " + ", ".join(outcome.labels.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, help="one case")
+    parser.add_argument("--show", action="store_true", help="print all that is known of it")
+    parser.add_argument("--list", default=",".join(BAD), help="kinds whose seeds are listed")
+    options = parser.parse_args(arguments)
+    begin = time.time()
+    seeds = [options.seed] if options.seed is not None else range(options.start, options.start + options.cases)
+    outcomes = run_all(seeds, options.workers)
+    if options.show:
+        print("\n\n".join(shown(outcome) for outcome in outcomes))
+    print("\n".join(line(o) for o in outcomes if o.kind in options.list.split(",")))
+    print(table(outcomes))
+    print(f"{time.time() - begin:.0f} s")
+    return int(any(outcome.kind in BAD for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
