@@ -2,7 +2,7 @@
 
 Three copies of a network are built one after the other, so that automatic names have other counters in each. The first
 is saved, plain TensorFlow or Keras restores the second, dist_restore the third. Nothing here walks objects the way
-`dist_restore` does: variables are compared by their position in the library's own lists.
+`dist_restore` does: variables are compared by their position in the library's own lists and in TensorFlow's walk.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -41,13 +42,25 @@ def by_tensorflow(program: Program, path: str) -> None:
 class Program:
     """What a user has: an object to checkpoint, and its variables in the library's own order.
 
-    `finish` creates what the first step of training would (slots); `variables` may only be complete after it.
+    `finish` creates what the first step of training would (slots); `listed` may only be complete after it.
     """
 
     root: tf.train.Checkpoint
-    variables: Callable[[], Sequence[object]]
+    listed: Callable[[], Sequence[object]]
     finish: Callable[[], None] = nothing
     model: object = None
+
+    def variables(self) -> list[object]:
+        """Those of the library's lists, then what else TensorFlow's walk reaches (metrics, counters, wrappers)."""
+        return list({id(raw(v)): v for v in (*self.listed(), *reachable(self.root))}.values())
+
+
+def reachable(root: tf.train.Checkpoint) -> Iterator[object]:
+    """Every variable of the object graph; a checkpoint's counter exists once it was asked for."""
+    assert root.save_counter is not None
+    for item in tf.train.TrackableView(root).descendants():
+        if isinstance(item, (tf.Variable, keras.Variable)):
+            yield item
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,17 @@
+"""Networks of Sonnet read their own checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("sonnet", reason="Sonnet is absent")
+
+from cases import Builder, cases, copies
+from networks_sonnet import SMALL
+from own_checkpoint import Mode, assert_reads_its_own
+from sonnet_modes import ALL
+
+
+@pytest.mark.parametrize(("build", "mode"), list(cases("sonnet", SMALL, ALL)))
+def test_a_network_of_sonnet_reads_its_own_checkpoint(build: Builder, mode: Mode) -> None:
+    assert_reads_its_own(copies(build), mode)
