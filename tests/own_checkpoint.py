@@ -1,4 +1,4 @@
-"""The one property of this folder: a program reads the checkpoint that the same program wrote.
+"""One property: a program reads the checkpoint that the same program wrote.
 
 Three copies of a network are built one after the other, so that automatic names have other counters in each. The first
 is saved, plain TensorFlow or Keras restores the second, dist_restore the third. Nothing here walks objects the way
