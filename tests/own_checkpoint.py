@@ -75,7 +75,7 @@ class Mode:
 
 
 def assert_reads_its_own(networks: Sequence[object], mode: Mode) -> None:
-    """Every variable that plain TensorFlow fills is filled, exactly; every other one keeps its value or gets its own."""
+    """What plain TensorFlow fills is filled, exactly; every other variable keeps its value or gets its own."""
     old, plain, new = (mode.start(network) for network in networks)
     old.finish()
     scramble(old.variables(), seed=0)
@@ -112,7 +112,7 @@ def differences(
     reached: Sequence[bool],
     before: dict[int, np.ndarray],
 ) -> list[str]:
-    """The variables that hold neither what was saved, nor (where TensorFlow restores nothing either) their own value."""
+    """Variables that do not hold what was saved, nor (where TensorFlow restores nothing either) their own value."""
     bad = []
     for index, (variable, array, native) in enumerate(zip(variables, expected, reached, strict=True)):
         kept = before.get(id(raw(variable)))

@@ -1,4 +1,4 @@
-"""A program reads its own checkpoint, built again in the same process, in the shapes that other people's libraries have.
+"""A program reads its own checkpoint, built again in the same process, in the shapes that libraries give their models.
 
 Each test is the smallest program of one such shape; tests/libraries has the libraries themselves.
 """
@@ -120,7 +120,7 @@ def quantized() -> keras.Model:
 NETWORKS = {"chosen": backbone, "automatic": lambda: backbone(None), "lora": with_lora, "int8": quantized}
 
 
-@modes(keras_modes.ALL, "weights", "nested", "nested_adam", "nested_compiled", "nested_weights_h5", "compiled")
+@modes(keras_modes.ALL, "weights", "nested", "nested_adam", "nested_compiled", "compiled")
 @pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
 def test_a_network_inside_a_functional_model_reads_its_own(build: Callable[[], keras.Model], mode: Mode) -> None:
     assert_reads_its_own(three(build), mode)
@@ -258,9 +258,7 @@ def own_legacy_optimizer(network: object) -> Program:
     """Stepped before it is saved and before it is restored into."""
     optimizer = Lars()
     optimizer.apply_gradients([(tf.zeros_like(v), v) for v in network.trainable_variables])
-    return Program(
-        Checkpoint(model=network, optimizer=optimizer), lambda: [*network.variables, *optimizer.variables()]
-    )
+    return Program(Checkpoint(model=network, optimizer=optimizer), lambda: [*network.variables, *optimizer.variables()])
 
 
 def functional_of_tf_keras() -> object:

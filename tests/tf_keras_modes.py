@@ -128,4 +128,6 @@ ALL = (
     Mode("compiled_built", compiled, built=True),
 )
 FLAT = tuple(m for m in ALL if not m.name.startswith("nested") and not m.name.startswith("garden"))
-FEW = tuple(m for m in ALL if m.name in ("weights", "nested", "nested_adam", "loss_scale", "garden_averages", "compiled"))
+FEW = tuple(
+    m for m in ALL if m.name in ("weights", "nested", "nested_adam", "loss_scale", "garden_averages", "compiled")
+)

@@ -115,5 +115,7 @@ MORE: Mapping[str, Callable[[], Model]] = {
     **named("Bloom", "ESM", "ESM2", "FNet", "Falcon", "GPTNeoX", "Gemma", "GptOss", "Llama", "Llama3", "Mistral"),
     **named("Mixtral", "Phi3", "Qwen", "Qwen2", "Qwen3", "Qwen3Moe", "QwenMoe", "XLMRoberta", "XLNet", "EdRec"),
     "RoformerV2": functools.partial(tiny, "RoformerV2Backbone", head_size=4),
-    "RWKV7": functools.partial(tiny, "RWKV7Backbone", hidden_size=8, head_size=4, gate_lora=4, mv_lora=4, aaa_lora=4, decay_lora=4),
+    "RWKV7": functools.partial(
+        tiny, "RWKV7Backbone", hidden_size=8, head_size=4, gate_lora=4, mv_lora=4, aaa_lora=4, decay_lora=4
+    ),
 }

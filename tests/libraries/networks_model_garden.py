@@ -97,7 +97,10 @@ def pretrainer() -> tf_keras.Model:
 
 def electra() -> tf_keras.Model:
     network = models.ElectraPretrainer(bert(), bert(), vocab_size=17, num_classes=2, num_token_predictions=2)
-    return called(network, {**masked(), "masked_lm_ids": tf.ones((2, 2), tf.int32), "masked_lm_weights": tf.ones((2, 2), tf.int32)})
+    return called(
+        network,
+        {**masked(), "masked_lm_ids": tf.ones((2, 2), tf.int32), "masked_lm_weights": tf.ones((2, 2), tf.int32)},
+    )
 
 
 def dual_encoder() -> tf_keras.Model:
@@ -180,7 +183,9 @@ LARGE: Mapping[str, Build] = {
     "ResNet18_classifier": functools.partial(image_classifier, resnet),
     "VisionTransformer_classifier": functools.partial(image_classifier, vit),
     "MobileNetV2": functools.partial(image, backbones.MobileNet, model_id="MobileNetV2", filter_size_scale=0.35),
-    "MobileNetV3Small": functools.partial(image, backbones.MobileNet, model_id="MobileNetV3Small", filter_size_scale=0.5),
+    "MobileNetV3Small": functools.partial(
+        image, backbones.MobileNet, model_id="MobileNetV3Small", filter_size_scale=0.5
+    ),
     "EfficientNetB0": functools.partial(image, backbones.EfficientNet, model_id="b0"),
     "Movinet": movinet_backbone,
     "RevNet56": functools.partial(image, backbones.RevNet, model_id=56),

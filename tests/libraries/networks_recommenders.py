@@ -1,4 +1,4 @@
-"""TensorFlow Recommenders: models that have a `compute_loss` and no `call`, so that they are never called themselves."""
+"""TensorFlow Recommenders: models with a `compute_loss` and no `call`, which are therefore never called themselves."""
 
 from __future__ import annotations
 

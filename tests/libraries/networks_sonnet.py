@@ -51,7 +51,8 @@ SMALL: Mapping[str, Build] = {
     "sequential": lambda: called(snt.Sequential([snt.Linear(4), tf.nn.relu, snt.Linear(4)]), tf.zeros((2, 4))),
     "attention": lambda: called(Attention(), tf.zeros((2, 3, 4))),
     "cifar10_convnet": lambda: called(snt.nets.Cifar10ConvNet(), images(32), is_training=True),
-    "vqvae": vqvae,
     "deep_rnn": recurrent,
     "resnet50": lambda: called(snt.nets.ResNet50(5), images(32), is_training=True),
 }
+# Trains by averages alone: there is nothing for an optimizer.
+UNTRAINED: Mapping[str, Build] = {"vqvae": vqvae}

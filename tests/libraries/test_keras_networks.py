@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cases import Builder, cases, copies, spread
+import networks_applications as applications
+from cases import Builder, copies, spread
 from keras_modes import ALL, FEW
 from own_checkpoint import EVERYTHING, Mode, assert_reads_its_own
-
-import networks_applications as applications
 
 try:
     import networks_keras_hub as keras_hub
@@ -19,7 +18,7 @@ except ImportError as error:
 def backbones() -> list[object]:
     if keras_hub is None:
         return [pytest.param(None, None, marks=pytest.mark.skip(reason=f"KerasHub is absent: {missing}"))]
-    return [*cases("hub", keras_hub.SMALL, ALL), *spread("hub", keras_hub.MORE, ALL, 4)]
+    return [*spread("hub", keras_hub.SMALL, ALL, 9), *spread("hub", keras_hub.MORE, ALL, 3)]
 
 
 def networks() -> list[object]:

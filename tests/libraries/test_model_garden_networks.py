@@ -14,7 +14,7 @@ from tf_keras_modes import ALL, FEW
 
 LARGE = {**garden.LARGE, **(garden.HUGE if EVERYTHING else {})}
 CASES = [
-    *spread("garden", garden.SMALL, ALL, 8),
+    *spread("garden", garden.SMALL, ALL, 7),
     *(cases("garden", LARGE, ALL) if EVERYTHING else spread("garden", LARGE, FEW, 3)),
 ]
 

@@ -1,4 +1,4 @@
-"""Models of TensorFlow Recommenders read their own checkpoints. Run with TF_USE_LEGACY_KERAS=1, as the library wants."""
+"""Models of TensorFlow Recommenders read their own checkpoints (with TF_USE_LEGACY_KERAS=1, as the library wants)."""
 
 from __future__ import annotations
 
