@@ -5,6 +5,9 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+LIBRARIES := $(VENV)/libraries
+# Their own requirements name another TensorFlow, and what is only needed to train on data sets; what they need here is the extra "libraries".
+WITHOUT_DEPENDENCIES := tf-models-official tensorflow-datasets etils
 
 # Used by the isolated environment that builds the package as well, hence a variable and not an option.
 export PIP_CONSTRAINT := constraints.txt
@@ -12,10 +15,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster test check format bench wheel clean
+.PHONY: help demo demo-cluster test test-libraries check format bench wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## the main job in about a minute: train, refactor, restore, train on, compare
 	@$(BIN)/python scripts/demo.py
@@ -25,6 +28,10 @@ demo-cluster: $(READY) ## the same on a local cluster of 2 workers (WORKERS=3, W
 
 test: $(READY) ## all tests (ARGS="-k name" and so on are passed on to pytest)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
+
+test-libraries: $(LIBRARIES) ## networks of Keras, KerasHub, Model Garden, Sonnet and TFRS (DIST_RESTORE_LIBRARIES=all: in every mode)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests/libraries --ignore=tests/libraries/test_recommenders.py $(ARGS)
+	@TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests/libraries/test_recommenders.py $(ARGS)
 
 check: $(READY) ## lint, format and strict types
 	@$(BIN)/ruff check .
@@ -52,4 +59,10 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with TensorFlow and the tools; that takes a minute or more, and happens once."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -qq -e '.[test,hub,dev,bench]'
+	@touch $@
+
+# A library that cannot be installed is skipped by its tests, which say so.
+$(LIBRARIES): $(READY)
+	@$(BIN)/python -m pip install -qq -e '.[test,hub,libraries]' || echo "The extra \"libraries\" could not be installed."
+	@$(BIN)/python -m pip install -qq --no-deps $(WITHOUT_DEPENDENCIES) || echo "Model Garden could not be installed."
 	@touch $@

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 import keras
+import msgspec
 import tensorflow as tf
 
 from dist_restore import keras2
