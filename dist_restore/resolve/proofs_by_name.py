@@ -23,6 +23,8 @@ class SameWords:
     def __init__(self, sources: Iterable[SourceTensor], targets: Iterable[TargetVariable]) -> None:
         self._theirs = _families((s.own_name, s) for s in sources)
         self._ours = _families((t.name, t) for t in targets)
+        both = self._ours.keys() & self._theirs.keys()
+        self._agreed = {family for family in both if self._ours[family].keys() == self._theirs[family].keys()}
 
     def source_of(self, target: str) -> str:
         """The one source whose name has the same words in the same order, and whose spec is equal; else empty.
@@ -30,10 +32,12 @@ class SameWords:
         An index counts as a word only where both sides have the same ones: else a block was inserted or removed.
         """
         family, numbers = _split(target)
-        theirs, ours = self._theirs.get(family, {}), self._ours.get(family, {})
-        if theirs.keys() != ours.keys() or len(theirs[numbers]) != 1 or len(ours[numbers]) != 1:
+        if family not in self._agreed:
             return ""
-        source, mine = theirs[numbers][0], ours[numbers][0]
+        theirs, ours = self._theirs[family][numbers], self._ours[family][numbers]
+        if len(theirs) != 1 or len(ours) != 1:
+            return ""
+        source, mine = theirs[0], ours[0]
         chosen = source.name_kind is mine.name_kind is AliasKind.SEMANTIC
         return source.name if chosen and source.spec == mine.spec else ""
 
