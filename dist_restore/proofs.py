@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from dist_restore.entries import PlanEntry, Proof
-from dist_restore.tables import REASON_WIDTH, escape_text, patterns, shorten
+from dist_restore.shortening import shorten
+from dist_restore.tables import REASON_WIDTH, escape_text, patterns
 
 KINDS = tuple(proof for proof in Proof if proof is not Proof.NONE)
 # Families of names that the sentence lists, and characters of each; the plan's entries have them all.

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from dist_restore.entries import PlanEntry, Problem
 from dist_restore.resolve.proposals import quote_toml
+from dist_restore.shortening import shorten
 from dist_restore.specs import AliasKind, SourceTensor
-from dist_restore.tables import collapse, shorten
+from dist_restore.tables import collapse
 
 _NUMBER = re.compile(r"[0-9]+")
 # Candidates that a block names, and characters of the names of a family.
