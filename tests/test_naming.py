@@ -64,7 +64,8 @@ def test_a_slot_is_called_by_optimizer_role_and_owner() -> None:
 
 
 def test_the_optimizer_is_described() -> None:
-    expected = OptimizerInfo("optimizer", "adam", "adam", ("momentum", "velocity"))
+    structure = ("keras3", "_momentums", "_velocities")
+    expected = OptimizerInfo("optimizer", "adam", "adam", ("momentum", "velocity"), structure)
     assert optimizers(subclassed()) == (expected,)
 
 

@@ -208,14 +208,10 @@ def test_tf1_s_momentum_sums_gradients_and_never_becomes_the_steps_of_keras(tmp_
     root = tf.train.Checkpoint(model=model, optimizer=optimizer)
     words = ("optimizer/momentum/model/a/kernel", "from momentum to sgd")
     refuse(dr.UnmatchedError, root, run.path, *words, rules=[KEEP_RATE])
-    scaled = """
-    [[rule]]
-    from = "{rest}/Momentum"
-    to = "optimizer/momentum/model/{rest}"
-    ops = [{ scale = { by = -0.02 } }]
-    [[rule]]
-    keep = "optimizer/learning_rate"
-    """
+    scaled = '[[rule]]\nkeep = "optimizer/learning_rate"\n'
+    for layer in "ab":  # spelled out: a pattern carries no slot to another class
+        scaled += f'[[rule]]\nfrom = "{layer}/kernel/Momentum"\nto = "optimizer/momentum/model/{layer}/kernel"\n'
+        scaled += "ops = [{ scale = { by = -0.02 } }]\n"
     restore(root, run.path, rules=dr.RuleSet.from_toml(scaled))
     steps(model, optimizer, 3)
     for found, expected in zip(values(model.weights), run.after, strict=True):

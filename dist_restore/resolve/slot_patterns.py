@@ -73,6 +73,8 @@ def _seeded(target: TargetVariable, ruled: Choice, owner: Owner, resolver: SlotR
     """A slot that begins as what its variable is: an average of it."""
     slot, choice = target.slot, owner.choice
     assert slot is not None
+    if not resolver.is_copy(slot) and _is_named_after(ruled, owner):
+        return build_entry(target, ruled)
     if not resolver.is_copy(slot):
         why = f"{slot.role!r} is made of gradients, and no variable's values mean the same"
         return _refuse(target, ruled, why, ())
@@ -84,6 +86,13 @@ def _seeded(target: TargetVariable, ruled: Choice, owner: Owner, resolver: SlotR
         return _refuse(target, ruled, why, owner.entry.sources)
     evidence = f"{ruled.evidence}: it begins as its variable ({choice.evidence})"
     return build_entry(target, msgspec.structs.replace(choice, evidence=evidence, seed=slot.owner))
+
+
+def _is_named_after(ruled: Choice, owner: Owner) -> bool:
+    """Whether it is state of a class that nobody knows, named after what fills its owner: `a/kernel/mine`."""
+    theirs = _names(owner.choice.sources) if owner.choice is not None else ()
+    mine = _names(ruled.sources)
+    return len(theirs) == len(mine) == 1 and not ruled.ops and mine[0].startswith(f"{theirs[0]}/")
 
 
 def _ambiguous(target: TargetVariable, ruled: Choice, followed: PlanEntry, *, same: bool) -> PlanEntry:
