@@ -24,10 +24,17 @@ class Leaf(msgspec.Struct, frozen=True, gc=False):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerName:
-    """A layer's own name; `counted` when Keras made it up from the class and a counter."""
+    """A layer's own name.
+
+    Attributes:
+      name: empty where only the class is known.
+      counted: whether Keras made it up from the class and a counter.
+      kind: the class in snake case; empty where it is not known.
+    """
 
     name: str
     counted: bool
+    kind: str = ""
 
 
 class Node(msgspec.Struct, frozen=True, gc=False):
@@ -55,7 +62,11 @@ class Scene:
     Attributes:
       nodes: the objects; the root is node 0. Of live objects only the edges that TensorFlow saves.
       names: node -> canonical name of the variable there.
+      everything: of live objects, the nodes with all edges that lead to variables.
+      by_layer: whether it tells layers by their own names and classes, and has neither full names nor all orders.
     """
 
     nodes: tuple[Node, ...]
     names: Mapping[int, str]
+    everything: tuple[Node, ...] = ()
+    by_layer: bool = False

@@ -21,7 +21,7 @@ from dist_restore.live_facts import Facts, LiveLeaf
 from dist_restore.live_objects import children, is_bare, is_counted, is_optimizer, is_variable, layer_classes
 from dist_restore.objects import is_stateful
 from dist_restore.sharded import parts_of
-from dist_restore.specs import Unbuilt
+from dist_restore.specs import Unbuilt, snake_case
 from dist_restore.unbuilt import find_fresh, find_unbuilt
 
 # Counters may be created under no strategy; models are not.
@@ -147,7 +147,11 @@ class _Walker:
         if live is not None and not self._edges[index]:
             return Node((), leaf)
         edges = tuple([(name, child) for name, child, _ in self._edges[index]])
-        layer = LayerName(item.name, is_counted(item)) if isinstance(item, self._layers) else None
+        layer = (
+            LayerName(item.name, is_counted(item), snake_case(type(item).__name__))
+            if isinstance(item, self._layers)
+            else None
+        )
         family = type(keras2.stands_for(item)).__name__.lower() if is_optimizer(item) else ""
         return Node(edges, leaf, layer, family, self._slots.get(index, ()))
 

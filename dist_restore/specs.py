@@ -370,6 +370,7 @@ class TargetIndex:
         return _fingerprint([f"{v.name}\0{texts.of(v.spec)}\0{_slot_text(v.slot)}" for v in variables])
 
 
+@functools.lru_cache(maxsize=1 << 10)  # asked for each layer
 def snake_case(class_name: str) -> str:
     """A class name as Keras writes it in groups and automatic names: `BatchNormalization` -> `batch_normalization`."""
     name = re.sub(r"\W+", "", class_name)

@@ -86,7 +86,7 @@ def find_targets(root: Restorable, strategy: tf.distribute.Strategy | None = Non
     handles = tuple([(name, live.variable) for name, live in found if not live.is_stateful])
     objects = tuple([(name, live.variable) for name, live in found if live.is_stateful])
     fresh = tuple(sorted(named.fresh))
-    scene = Scene(graph.tracked, {leaf.node: leaf.name for leaf in leaves})
+    scene = Scene(graph.tracked, {leaf.node: leaf.name for leaf in leaves}, graph.nodes)
     index = TargetIndex(variables, optimizers, named.unbuilt, fresh, scene)
     return Targets(index, handles, objects, strategy or common_strategy(handles))
 

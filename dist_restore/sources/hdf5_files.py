@@ -13,6 +13,7 @@ from dist_restore.errors import CheckpointCorruptError, UnsupportedFormatError
 from dist_restore.sources.archive import Archive, Member
 from dist_restore.sources.hdf5 import Dataset, Group, Hdf5
 from dist_restore.sources.keras_config import LayerConfig, parse_config
+from dist_restore.sources.keras_scene import scene_of
 from dist_restore.sources.keras_weights import is_weights, name_weights, numbered_optimizers
 from dist_restore.sources.legacy_h5 import is_legacy, name_legacy
 from dist_restore.sources.naming_files import of_file
@@ -126,9 +127,10 @@ def _source(
 ) -> ReaderSource:
     with of_file(path):
         format_name, named, optimizers, ignored = _named(path, hdf5.root, config)
+        scene = scene_of(hdf5.root, (t for t, _ in named), config) if format_name != "keras_h5" else None
     if not named:
         raise UnsupportedFormatError(f"{path}: holds no variables")
-    index = CheckpointIndex(path, format_name, tuple(t for t, _ in named), optimizers, ignored)
+    index = CheckpointIndex(path, format_name, tuple(t for t, _ in named), optimizers, ignored, scene=scene)
     readers: dict[str, TensorReader] = {t.name: _Checked(d, once) if once is not None else d.reader for t, d in named}
     # An archive has a checksum of everything in it.
     sampled = once is None and any(map(is_sampled, files))

@@ -64,8 +64,9 @@ class _Case:
         signatures, words = Signatures(), Vocabulary(own_words(scenes[0]))
         ours = {name: v.spec.shape for name, v in self._targets.items()}
         theirs = {name: t.spec.shape for name, t in self._sources.items()}
-        self._mine = View(scenes[0], ours, signatures, words)
-        self._other = View(scenes[1], theirs, signatures, words)
+        by_layer = scenes[1].by_layer or scenes[0].by_layer
+        self._mine = View(scenes[0], ours, signatures, words, by_layer=by_layer)
+        self._other = View(scenes[1], theirs, signatures, words, by_layer=by_layer)
         self._scenes, self._words = scenes, words
 
     def run(self, pins: Iterable[tuple[str, str]], roots: Iterable[tuple[str, str]]) -> Walked:
@@ -99,6 +100,8 @@ class _Case:
         ours, theirs = (side if len(side) == 1 else [] for side in roots)
         # The root itself stands for a bare model, and for a file that has one.
         pairs = [(a, b) for a in (0, *ours) for b in (0, *theirs) if a or b]
+        if self._other.by_layer and len(roots[0]) == 1 and not self._mine.rows[roots[0][0]]:
+            return roots[0][0], 0  # a file of one model's weights
         alike = [(a, b) for a, b in pairs if self._mine.signature(a) == self._other.signature(b)]
         return alike[0] if len(alike) == 1 else None
 

@@ -75,7 +75,9 @@ def pair_rows(mine: View, other: View, ours: Sequence[int], theirs: Sequence[int
 
 
 def _sequence(view: View, members: Sequence[int]) -> list[tuple[str, int]]:
-    return [(view.label(m).text, view.signature(m)) for m in members]
+    # A file that tells layers by class has no order between classes.
+    ordered = sorted(members, key=view.kind) if view.by_layer else members
+    return [(view.label(m).text, view.signature(m)) for m in ordered]
 
 
 def _is_chosen(label: str) -> bool:
@@ -95,10 +97,18 @@ def _groups(mine: View, other: View, ours: Sequence[int], theirs: Sequence[int])
         left = [m for m in left if not mine.label(m).text]
         rest = [m for m in rest if not other.label(m).text]
     order = {m: i for i, m in enumerate(ours)}, {m: i for i, m in enumerate(theirs)}
+    if mine.by_layer and all(map(mine.kind, left)) and all(map(other.kind, rest)):
+        kinds = sorted({*map(mine.kind, left), *map(other.kind, rest)})
+        return [*groups, *(_of_kind(mine, other, left, rest, kind) for kind in kinds)]
     return [
         *groups,
         _Group("", tuple(sorted(left, key=order[0].__getitem__)), tuple(sorted(rest, key=order[1].__getitem__))),
     ]
+
+
+def _of_kind(mine: View, other: View, ours: Sequence[int], theirs: Sequence[int], kind: str) -> _Group:
+    members = [m for m in ours if mine.kind(m) == kind], [m for m in theirs if other.kind(m) == kind]
+    return _Group(f"{kind}{{}}", tuple(members[0]), tuple(members[1]))
 
 
 def _by_label(view: View, members: Sequence[int]) -> dict[str, list[int]]:

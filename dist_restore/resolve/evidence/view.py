@@ -24,7 +24,7 @@ _VARIABLE_LISTS = frozenset(
 _DROPPED = SKIPPED | _VARIABLE_LISTS
 _LAYER = re.compile(r"layer-(\d+)\Z")
 _WEIGHTED = re.compile(r"layer_with_weights-(\d+)\Z")
-ROW = "operations"
+ROW, _LAYERS = "operations", "layers"
 
 Kids: TypeAlias = tuple[tuple[str, int], ...]
 
@@ -55,22 +55,28 @@ class View:
         shapes: Mapping[str, tuple[int, ...]],
         signatures: Signatures,
         vocabulary: Vocabulary,
+        *,
+        by_layer: bool = False,
     ) -> None:
         """Reads a scene.
 
         Args:
           scene: the object graph.
+          by_layer: whether layers are told by their own names and classes, as in files without full names.
           shapes: canonical name -> shape of the variables that take part; all others are as if they were not there.
           signatures: shared with the other side.
           vocabulary: likewise.
         """
         self._nodes, self._vocabulary, self._signatures = scene.nodes, vocabulary, signatures
+        if by_layer and scene.everything:
+            self._nodes = scene.everything
+        self.by_layer = by_layer
         self.names = {node: name for node, name in scene.names.items() if name in shapes}
         self.shapes = {node: shapes[name] for node, name in self.names.items()}
-        found = list(find_optimizers(scene.nodes))
+        found = list(find_optimizers(self._nodes))
         self._optimizers = frozenset(o.node for o in found)
-        self._flat = flat_names(scene.nodes, found)
-        self.places = dict(self._places(scene.nodes))
+        self._flat = flat_names(self._nodes, found)
+        self.places = dict(self._places(self._nodes))
         self._virtual: list[tuple[int, ...]] = []
         self._edges = edges = self._normal_edges()
         self._all_names = scene.names
@@ -110,10 +116,22 @@ class View:
             elif index not in self._optimizers or self._is_state(child):
                 found.append((name, child))
         row = sorted(layers or weighted)
+        if self.by_layer:
+            row = row or self._attributes(index)
+            found = [(name if name.strip("_") not in (ROW, "layers") else _LAYERS, child) for name, child in found]
+            row = [] if any(name == _LAYERS for name, _ in found) else row
         if row:
             self._virtual.append(tuple(child for _, child in row))
-            found.append((ROW, len(self._nodes) + len(self._virtual) - 1))
+            found.append((_LAYERS if self.by_layer else ROW, len(self._nodes) + len(self._virtual) - 1))
         return _without_underscores(found)
+
+    def _attributes(self, index: int) -> list[tuple[int, int]]:
+        """The layers that are attributes of a layer: files call them by these, or put them into the list of layers."""
+        children = (child for name, child in self._nodes[index].edges if name not in _DROPPED)
+        return [*enumerate(c for c in children if self._nodes[c].layer is not None)] if self._is_layer(index) else []
+
+    def _is_layer(self, index: int) -> bool:
+        return self._nodes[index].layer is not None
 
     def _is_state(self, child: int) -> bool:
         return self._nodes[child].leaf is not None or child in self._optimizers
@@ -162,6 +180,8 @@ class View:
             return "variable", self.shapes[node]
         if self.rows[node]:
             return "row", tuple([sigs.get(child, -1) for child in self.rows[node]])
+        if self.by_layer:  # which may number variables, and hold layers by one way or another
+            return "node", tuple(sorted(self.shapes[v] for v in self.variables(node)))
         return "node", tuple(sorted([(label, sigs.get(child, -1)) for label, child in self.kids[node]]))
 
     def _postorder(self, root: int, known: Mapping[int, object]) -> list[int]:
@@ -218,6 +238,11 @@ class View:
 
     # ---- What things are called ------------------------------------------------------------------------------------
 
+    def kind(self, node: int) -> str:
+        """The class of a layer, in snake case; empty where it is not known."""
+        layer = self._nodes[node].layer if node < len(self._nodes) else None
+        return layer.kind if layer is not None else ""
+
     def full_name(self, variable: int) -> str:
         """The name that a variable gave itself."""
         leaf = self._nodes[variable].leaf
@@ -229,6 +254,9 @@ class View:
 
     def label(self, node: int) -> Template:
         """What the full names below a node have in common, as a template; empty where that is nothing."""
+        if self.by_layer:
+            layer = self._nodes[node].layer if node < len(self._nodes) else None
+            return self._vocabulary.path(layer.name.replace("/", "|")) if layer is not None else Template("", ())
         scope = self._scope(node)
         if scope:
             return self._vocabulary.path("/".join(scope))

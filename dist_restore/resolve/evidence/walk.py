@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Mapping
 
+from dist_restore.resolve.evidence.numbers import pair_numbers
 from dist_restore.resolve.evidence.rows import How, Paired, Unclear, pair_rows
 from dist_restore.resolve.evidence.view import View
 
@@ -54,6 +55,8 @@ class Walk:
             self._rows[how].append((ours, theirs, how))
             return
         others = dict(self._other.kids[theirs])
+        if self._other.by_layer:
+            others |= dict(pair_numbers(self._mine, self._other, ours, theirs))
         self._edges += [(c, others[label], how) for label, c in self._mine.kids[ours] if label in others]
 
     def _row(self, ours: int, theirs: int, how: How) -> None:

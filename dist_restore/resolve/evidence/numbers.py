@@ -1,0 +1,35 @@
+"""Variables that a file numbers within their layer: told by their shapes, where each of these occurs once."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator, Mapping
+
+from dist_restore.resolve.evidence.view import View
+
+# Either can be left out of a layer by an option, and what is left looks the same.
+PAIR = frozenset({"gamma", "beta"})
+
+
+def pair_numbers(mine: View, other: View, ours: int, theirs: int) -> Iterator[tuple[str, int]]:
+    """(name of a variable in the program's layer, the one of the file's layer that it must be), for numbered ones."""
+    numbered = {label: n for label, n in other.kids[theirs] if label.startswith("#") and n in other.shapes}
+    named = {label: n for label, n in mine.kids[ours] if n in mine.shapes}
+    if not numbered or not _same_classes(mine, other, ours, theirs) or len(PAIR & named.keys()) == 1:
+        return
+    left = {label: n for label, n in named.items() if label not in dict(other.kids[theirs])}
+    by_shape = _single({label: mine.shapes[n] for label, n in left.items()})
+    found = _single({label: other.shapes[n] for label, n in numbered.items()})
+    if len(left) == len(numbered) and by_shape.keys() == found.keys() and len(found) == len(numbered):
+        yield from ((by_shape[shape], numbered[label]) for shape, label in found.items())
+
+
+def _same_classes(mine: View, other: View, ours: int, theirs: int) -> bool:
+    kinds = mine.kind(ours), other.kind(theirs)
+    return not all(kinds) or kinds[0] == kinds[1]
+
+
+def _single(shapes: Mapping[str, tuple[int, ...]]) -> dict[tuple[int, ...], str]:
+    """Shape -> the one label that has it."""
+    counts = collections.Counter(shapes.values())
+    return {shape: label for label, shape in shapes.items() if counts[shape] == 1}
