@@ -44,12 +44,27 @@ POSITIONAL_CONTAINERS = frozenset(
         "regularization_losses",
     }
 )
+# Those that list variables which are something else besides: the last ways by which to call one.
+VARIABLE_LISTS = frozenset(
+    {
+        "_variables",
+        "_trainable_variables",
+        "_non_trainable_variables",
+        "_trainable_variables_indices",
+        "_undeduplicated_weights",
+        "variables",
+        "trainable_variables",
+        "regularization_losses",
+    }
+)
 # Lists of layers: an index there can be replaced by the layer's own name, where that is known.
 LAYER_CONTAINERS = frozenset({"_operations", "_layers"})
 # Steps that say nothing about what is below: a Sequential keeps its layers in a hidden functional model.
 TRANSPARENT = frozenset({"_functional"})
 # What tf_keras adds for loading SavedModels: second paths to everything, all positional.
 SKIPPED = frozenset({"keras_api", "_tracked", "_inbound_nodes", "_outbound_nodes"})
+# More than models nest.
+_LAST = 10
 _POSITIONAL_EDGE = re.compile(r"layer(_with_weights)?-\d+\Z")
 # Real programs stay below 30; a hostile graph may not cost quadratic memory.
 MAX_DEPTH = 100
@@ -287,7 +302,7 @@ def _step(path: _Path, name: str, child: int, layer: LayerName | None) -> _Path:
         return _Path(weight, text, parent, size, raw, name, kind, visited)
     if name in POSITIONAL_CONTAINERS or numbered:
         kind = kind if name in LAYER_CONTAINERS else AliasKind.POSITIONAL
-        weight = (positional + 1, counted, private, length + 1, borrowed)
+        weight = (positional + (_LAST if name in VARIABLE_LISTS else 1), counted, private, length + 1, borrowed)
     else:
         kind = AliasKind.POSITIONAL if container in LAYER_CONTAINERS else kind
         weight = (positional, counted, private + name.startswith("_"), length + 1, borrowed)

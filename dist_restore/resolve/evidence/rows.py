@@ -131,7 +131,11 @@ def _pair_by_order(mine: View, other: View, group: _Group, *, same: bool) -> Ite
         yield Unclear(group.ours, group.theirs, f"{_only_order(group)}, and their shapes or variables differ")
         return
     twins = [sig for sig, count in collections.Counter(sigs[0]).items() if count > 1]
-    trouble = next(filter(None, (_orders_differ(mine, other, group, _of(sigs[0], sig)) for sig in twins)), "")
+    troubles = (
+        _names_missing(mine, other, group, _of(sigs[0], sig)) or _orders_differ(mine, other, group, _of(sigs[0], sig))
+        for sig in twins
+    )
+    trouble = next(filter(None, troubles), "")
     if trouble:
         yield Unclear(group.ours, group.theirs, f"{_only_order(group)}, and {trouble}")
         return
@@ -151,8 +155,14 @@ def _counts(group: _Group) -> str:
 
 
 def _only_order(group: _Group) -> str:
-    kind = f" ({group.label.replace('{}', '')})" if group.label else ""
-    return f"its layer has no name of its own{kind}, so only the order could tell"
+    what = f"an automatic name ({group.label.replace('{}', '')})" if group.label else "no name"
+    return f"its layer has {what}, so only the order could tell"
+
+
+def _names_missing(mine: View, other: View, group: _Group, twins: Sequence[int]) -> str:
+    """Where layers have names that somebody chose, but not in a file that has no order of their making either."""
+    chosen = any(_is_chosen(mine.label(group.ours[i]).text) for i in twins)
+    return "the file calls its layers by class and order only" if mine.by_layer and chosen else ""
 
 
 def _orders_differ(mine: View, other: View, group: _Group, twins: Sequence[int]) -> str:

@@ -14,14 +14,10 @@ from typing import TypeAlias
 from dist_restore.automatic_names import Template, Vocabulary
 from dist_restore.graph import Node, Scene
 from dist_restore.graph_optimizers import find_optimizers
-from dist_restore.naming import SKIPPED, TRANSPARENT, flat_names
+from dist_restore.naming import SKIPPED, TRANSPARENT, VARIABLE_LISTS, flat_names
 
-# Lists of variables that somebody keeps besides: no ways that say what a variable is.
-_VARIABLE_LISTS = frozenset(
-    "_variables _trainable_variables _non_trainable_variables _trainable_variables_indices variables "
-    "trainable_variables _undeduplicated_weights regularization_losses".split()
-)
-_DROPPED = SKIPPED | _VARIABLE_LISTS
+# What only an optimizer has beside such lists; other objects may use these names for what is theirs.
+_OPTIMIZER_EDGES = frozenset({"_iterations", "_learning_rate", "iter"})
 _LAYER = re.compile(r"layer-(\d+)\Z")
 _WEIGHTED = re.compile(r"layer_with_weights-(\d+)\Z")
 ROW, _LAYERS = "operations", "layers"
@@ -103,11 +99,12 @@ class View:
 
     def _edges_of(self, index: int) -> list[tuple[str, int]]:
         node = self._nodes[index]
+        dropped = self._dropped(index)
         found: list[tuple[str, int]] = []
         layers: list[tuple[int, int]] = []
         weighted: list[tuple[int, int]] = []
         for name, child in node.edges:
-            if name in _DROPPED:
+            if name in dropped:
                 continue
             if name in TRANSPARENT or (name == "root" and index == 0):
                 found += self._edges_of(child) if child != index else []
@@ -125,9 +122,16 @@ class View:
             found.append((_LAYERS if self.by_layer else ROW, len(self._nodes) + len(self._virtual) - 1))
         return _without_underscores(found)
 
+    def _dropped(self, index: int) -> frozenset[str]:
+        node = self._nodes[index]
+        lists = index in self._optimizers or node.layer is not None
+        if lists or any(name in _OPTIMIZER_EDGES for name, _ in node.edges):
+            return SKIPPED | VARIABLE_LISTS
+        return SKIPPED
+
     def _attributes(self, index: int) -> list[tuple[int, int]]:
         """The layers that are attributes of a layer: files call them by these, or put them into the list of layers."""
-        children = (child for name, child in self._nodes[index].edges if name not in _DROPPED)
+        children = (child for name, child in self._nodes[index].edges if name not in SKIPPED)
         return [*enumerate(c for c in children if self._nodes[c].layer is not None)] if self._is_layer(index) else []
 
     def _is_layer(self, index: int) -> bool:
