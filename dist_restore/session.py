@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -31,6 +32,7 @@ from dist_restore.remote.restore import Remote
 from dist_restore.report import tensorboard
 from dist_restore.report.progress import Progress, progress
 from dist_restore.report.report import PhaseSeconds, RestoreReport
+from dist_restore.resolve.order import refuse_order
 from dist_restore.resolve.resolver import Options, resolve
 from dist_restore.resolve.rules import RuleSet
 from dist_restore.restore_objects import filled_objects, refuse_shared_iterators, restore_objects
@@ -166,7 +168,7 @@ class Session:
             require_targets(plan, targets.index)
             if source is not None:
                 require_checkpoint(plan, source.index())
-        refuse_problems(plan)
+        refuse_problems(self._as_allowed(plan, given))
         refuse_shared_iterators(plan.entries, self._talk.world_size)
         if self._config.log_dir and self._talk.rank == 0:
             tensorboard.require_writable(self._config.log_dir)
@@ -175,6 +177,12 @@ class Session:
         # Without checksums equal samples are no proof, and the chief alone reads, unless others were told to.
         may_read = source is not None and (source.is_proof() or self._config.reads is not Reads.AUTO)
         return Acknowledgement(digest, source.identity() if source else "", may_read, self._options())
+
+    def _as_allowed(self, plan: RestorePlan, given: RestorePlan | None) -> RestorePlan:
+        """A plan that was made before may rest on more than this restorer allows."""
+        if given is None or self._config.order is not Order.REFUSE:
+            return plan
+        return dataclasses.replace(plan, entries=tuple(refuse_order(plan.entries)))
 
     def _look(self) -> Source | None:
         """Opens the chief's checkpoint here, where this worker may have to read it; None where it is not to be seen."""

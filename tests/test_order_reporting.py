@@ -7,6 +7,7 @@ import json
 import pathlib
 
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from build import checkpoint, entry, filled, problems, program
@@ -20,6 +21,7 @@ from dist_restore.report import RestoreReport, markdown, tensorboard
 from dist_restore.resolve.order import refuse_order
 from dist_restore.resolve.resolver import Options, resolve
 from dist_restore.resolve.rules import RuleSet
+from dist_restore.restorer import DistributedRestorer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -152,3 +154,18 @@ def _as_order(*args: object) -> PlanEntry:
     from dist_restore.resolve.build import build_entry
 
     return dataclasses.replace(build_entry(*args), proof=Proof.ORDER)  # type: ignore[arg-type]
+
+
+def test_a_plan_that_was_made_before_is_refused_where_it_rests_on_order(tmp_path: pathlib.Path) -> None:
+    old, new = (
+        tf.train.Checkpoint(b=[tf.Variable(1.0), tf.Variable(2.0)]),
+        tf.train.Checkpoint(b=[tf.Variable(3.0), tf.Variable(4.0)]),
+    )
+    path = old.save(str(tmp_path / "ck"))
+    plan = DistributedRestorer(new).plan(path)
+    assert entry(plan, "b/0").proof is Proof.ORDER
+    with pytest.raises(AmbiguousMatchError, match="b/0"):
+        DistributedRestorer(new, order="refuse").apply(plan, path)
+    assert [float(v) for v in new.b] == [3.0, 4.0]
+    DistributedRestorer(new).apply(plan, path)
+    assert [float(v) for v in new.b] == [1.0, 2.0]

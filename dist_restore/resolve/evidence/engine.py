@@ -82,6 +82,8 @@ class _Hearing:
         # An average that begins as its weight says nothing of where that comes from.
         assigned = [(n, a) for n, a in case.decisions.assigned.items() if n not in case.decisions.seeded]
         self._settled = [(n, s.name) for n, a in assigned for s in a.sources]
+        # What is made of several layers, or of a part of one, says nothing of the rest of these layers.
+        self._whole = [(n, a.sources[0].name) for n, a in assigned if len(a.sources) == a.parts == 1]
         self._mine = Side(open_, case.owned)
         self._other = Side(free, [t for t in case.sources.tensors if t.slot is None])
 
@@ -108,7 +110,7 @@ class _Hearing:
             return Walked({})
         matches = ((n, o) for n, o in named.items() if isinstance(o, Match))
         hard = [(n, o.source.name) for n, o in matches if not rests_on_index(o.name)]
-        return by_walk((scenes[0], scenes[1]), self._open, self._free, [*self._settled, *hard], alignment.clear_pairs())
+        return by_walk((scenes[0], scenes[1]), self._open, self._free, [*self._whole, *hard], alignment.clear_pairs())
 
     def _is_needed(self, named: Mapping[str, Outcome]) -> bool:
         """Names that somebody chose are enough where they say all: most of large programs."""

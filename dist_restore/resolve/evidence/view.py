@@ -20,6 +20,8 @@ from dist_restore.naming import SKIPPED, TRANSPARENT, VARIABLE_LISTS, flat_names
 _OPTIMIZER_EDGES = frozenset({"_iterations", "_learning_rate", "iter"})
 _LAYER = re.compile(r"layer-(\d+)\Z")
 _WEIGHTED = re.compile(r"layer_with_weights-(\d+)\Z")
+# A model hides one below another at most; a hostile graph may do so for ever.
+_MAX_TRANSPARENT = 3
 ROW, _LAYERS = "operations", "layers"
 
 Kids: TypeAlias = tuple[tuple[str, int], ...]
@@ -97,7 +99,7 @@ class View:
         edges += [[(str(i), child) for i, child in enumerate(row)] for row in self._virtual]
         return edges
 
-    def _edges_of(self, index: int) -> list[tuple[str, int]]:
+    def _edges_of(self, index: int, depth: int = 0) -> list[tuple[str, int]]:
         node = self._nodes[index]
         dropped = self._dropped(index)
         found: list[tuple[str, int]] = []
@@ -107,7 +109,7 @@ class View:
             if name in dropped:
                 continue
             if name in TRANSPARENT or (name == "root" and index == 0):
-                found += self._edges_of(child) if child != index else []
+                found += self._edges_of(child, depth + 1) if depth < _MAX_TRANSPARENT else []
             elif name.startswith("layer") and (match := _LAYER.match(name) or _WEIGHTED.match(name)):
                 (layers if name.startswith("layer-") else weighted).append((int(match.group(1)[:9]), child))
             elif index not in self._optimizers or self._is_state(child):
