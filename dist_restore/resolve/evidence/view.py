@@ -16,8 +16,8 @@ from dist_restore.graph import Node, Scene
 from dist_restore.graph_optimizers import find_optimizers
 from dist_restore.naming import SKIPPED, TRANSPARENT, VARIABLE_LISTS, flat_names
 
-# What only an optimizer has beside such lists; other objects may use these names for what is theirs.
-_OPTIMIZER_EDGES = frozenset({"_iterations", "_learning_rate", "iter"})
+# What only optimizers and Keras' layers have beside such lists; other objects may use these names for what is theirs.
+_KERAS_EDGES = frozenset({"_iterations", "_learning_rate", "iter", "keras_api", "_tracked"})
 _LAYER = re.compile(r"layer-(\d+)\Z")
 _WEIGHTED = re.compile(r"layer_with_weights-(\d+)\Z")
 # A model hides one below another at most; a hostile graph may do so for ever.
@@ -127,7 +127,7 @@ class View:
     def _dropped(self, index: int) -> frozenset[str]:
         node = self._nodes[index]
         lists = index in self._optimizers or node.layer is not None
-        if lists or any(name in _OPTIMIZER_EDGES for name, _ in node.edges):
+        if lists or any(name in _KERAS_EDGES for name, _ in node.edges):
             return SKIPPED | VARIABLE_LISTS
         return SKIPPED
 
