@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from optimizers import make_optimizer, optimizer_variables
+from optimizers import make_optimizer, optimizer_variables, slot_roles
 from programs import WIDTH, Block, Leaf, Node, Program, groups, ordered, reads_tokens
 
 TIME = 3
@@ -48,6 +48,11 @@ class Built:
             np.asarray(m(example(block)))
             for m, (_, block) in zip(self.models.values(), self.program.models, strict=True)
         ]
+
+    @property
+    def missing(self) -> list[str]:
+        """The slots that the optimizer should have and has not; of one that somebody else built."""
+        return [role for role in slot_roles(self.program, self.owners) if role not in self.variables]
 
     def add_slots(self) -> None:
         """Finds the variables of the optimizer; builds it where it is not built."""

@@ -93,7 +93,7 @@ def renamed(program: Program) -> Program:
     """The program with every chosen name replaced by another one; equal names stay equal."""
 
     def other(name: str) -> str:
-        return f"{name[::-1]}_x" if name else ""
+        return f"x_{name[::-1]}" if name else ""
 
     return changed(program, lambda node: dataclasses.replace(node, name=other(node.name), attr=other(node.attr)))
 

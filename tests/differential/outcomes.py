@@ -197,12 +197,13 @@ def differences(built: Built, truth: Mapping[str, np.ndarray], before: Values) -
 
 def _judged(case: Case, new: Built, truth: Values, before: Values, report: dr.RestoreReport) -> Outcome:
     wrong = differences(new, truth, before)
+    lost = [role for role in new.missing if role in truth]
     summary = report.plan.summary()
-    if not wrong:
+    if not wrong and not lost:
         return Outcome(case, "right", "", summary=summary)
     names = {id(raw(variable)): name for name, variable in find_targets(new.root).handles}
     entries = {entry.target: entry for entry in report.plan.entries}
-    kind, texts = "right", []
+    kind, texts = "quietly_wrong" if lost else "right", [f"{role}: the optimizer was built without it" for role in lost]
     for role in wrong:
         entry = entries.get(names.get(id(new.variables[role]), ""))
         verdict = _verdict(entry, case.rules != "none")

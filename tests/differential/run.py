@@ -20,6 +20,7 @@ import pathlib
 import pprint
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 
 # A script of its own, and a module of the tests.
@@ -36,11 +37,19 @@ BAD = ("quietly_wrong", "crashed")
 def run_all(seeds: Sequence[int], workers: int = 1) -> list[Outcome]:
     """Runs the cases of these seeds."""
     if workers < 2:
-        return [run(case_of(seed)) for seed in seeds]
+        return [_run(seed) for seed in seeds]
     context = multiprocessing.get_context("spawn")
     parts = [seeds[i : i + 25] for i in range(0, len(seeds), 25)]
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         return [outcome for part in pool.map(run_all, parts) for outcome in part]
+
+
+def _run(seed: int) -> Outcome:
+    case = case_of(seed)
+    try:
+        return run(case)
+    except Exception:  # a mistake of the test's own is to be seen, and is not to end the other cases
+        return Outcome(case, "crashed", "", message=traceback.format_exc())
 
 
 def table(outcomes: Iterable[Outcome]) -> str:
