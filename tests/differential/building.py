@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -267,8 +268,9 @@ class _Maker:
 def _subclass_init(base: type) -> Callable[..., None]:
     def init(self: object, maker: _Maker, block: Block, name: str | None) -> None:
         base.__init__(self, name=name)
-        for child in ordered(block.children, block.made):
-            maker.make(child)
+        with self.name_scope if base is tf.Module else contextlib.nullcontext():
+            for child in ordered(block.children, block.made):
+                maker.make(child)
         for child in ordered(block.children, block.held):
             if child.attr:
                 setattr(self, child.attr, maker.objects[child.role])

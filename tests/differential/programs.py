@@ -329,3 +329,23 @@ def kind_of(program: Program) -> str:
     styles = {n.style for n in nodes(program) if isinstance(n, Block)} - {style}
     extra = "lists" if styles & {"list", "dict"} else "nested" if styles else ""
     return " ".join(filter(None, (program.library, style, extra)))
+
+
+def listing(program: Program) -> str:
+    """The program for people: a line for each layer, in the order of the calls, and the orders that differ from it."""
+    lines = [
+        f"{program.library}, {program.optimizer}, bare={program.bare}, before={program.before}, terms={program.terms}"
+    ]
+    for key, model in program.models:
+        for path, node in [((), model), *walk(model)]:
+            lines.append("    " * (len(path) + 1) + (f"{key}: " if not path else "") + _line(node))
+    return "\n".join(lines)
+
+
+def _line(node: Node) -> str:
+    texts = [node.role, node.kind if isinstance(node, Leaf) else node.style.upper(), f"{node.name!r}", f".{node.attr}"]
+    if isinstance(node, Leaf):
+        texts += ["no bias"] * (node.kind in ("dense", "conv") and not node.bias) + [f"of {node.of}"] * bool(node.of)
+    else:
+        texts += [f"made={node.made}"] * bool(node.made) + [f"held={node.held}"] * bool(node.held)
+    return " ".join([*texts, node.wire] if node.wire != "chain" else texts)

@@ -555,6 +555,8 @@ CHANGING: dict[str, tuple[Change, int]] = {
     "change optimizer": (change_optimizer, 2),
     "add optimizer state": (add_optimizer_state, 2),
 }
+# A new name, for what might as well be another layer of the same shape, is for a person to declare.
+DECLARED = {"rename layer", "rename attribute", "rename both", "rename terms", "nest", "unnest"}
 ALL = {**PRESERVING, **CHANGING}
 
 
@@ -563,16 +565,17 @@ def random_refactor(rng: random.Random, program: Program) -> Refactor:
     first = _one(rng, program)
     steps = [first]
     for _ in range(rng.choice((0, 0, 0, 0, 0, 1, 1, 2)) if first.kind != "identity" else 0):
-        steps.append(_one(rng, steps[-1].new))
+        steps.append(_one(rng, steps[-1].new, besides="identity"))
     if len(steps) == 1:
         return first
     return Refactor("several", program, steps[-1].new, all(s.preserving for s in steps), tuple(s.kind for s in steps))
 
 
-def _one(rng: random.Random, program: Program) -> Refactor:
+def _one(rng: random.Random, program: Program, besides: str = "") -> Refactor:
     kinds, weights = list(ALL), [weight for _, weight in ALL.values()]
     while True:
-        refactor = refactored(rng, program, rng.choices(kinds, weights)[0])
+        kind = rng.choices(kinds, weights)[0]
+        refactor = refactored(rng, program, kind) if kind != besides else None
         if refactor is not None:
             return refactor
 
