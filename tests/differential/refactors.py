@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator
 
-from programs import FRESH, Block, Leaf, Node, Path, Program, at, edited, nodes, ordered, walk
+from programs import FRESH, Block, Leaf, Node, Path, Program, at, edited, nodes, ordered, reads_tokens, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -413,9 +413,20 @@ def replace_layer(rng: random.Random, program: Program) -> Program | None:
     )
 
 
-def _shows(program: Program, model: int, path: Path, leaf: Leaf) -> bool:
+def replace_block(rng: random.Random, program: Program) -> Program | None:
+    """A block goes and another one, which is built alike and has another name, comes into its place."""
+    found = [(m, p, b) for m, p, b in _blocks(program) if p and _shows(program, m, p, b) and not reads_tokens(b)]
+    if not found:
+        return None
+    model, path, block = rng.choice(found)
+    word = next(_fresh(rng, program))
+    new = dataclasses.replace(_renewed(block), attr=word, name=word if block.name else "")
+    return _edit(program, model, path, lambda _: new)
+
+
+def _shows(program: Program, model: int, path: Path, node: Node) -> bool:
     """Whether a chosen name tells this layer from another."""
-    return bool(leaf.name) or _is_styled(program, model, path, *_ATTRIBUTES)
+    return bool(node.name) or _is_styled(program, model, path, *_ATTRIBUTES)
 
 
 def replace_class(rng: random.Random, program: Program) -> Program | None:
@@ -544,6 +555,7 @@ CHANGING: dict[str, tuple[Change, int]] = {
     "add layer": (add_layer, 5),
     "remove layer": (remove_layer, 6),
     "replace layer": (replace_layer, 6),
+    "replace block": (replace_block, 4),
     "replace class": (replace_class, 3),
     "exchange layers": (exchange_layers, 8),
     "insert in list": (insert_in_list, 14),
