@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
+
 from optimizers import make_optimizer, optimizer_variables, slot_roles
 from programs import WIDTH, Block, Leaf, Node, Program, groups, ordered, reads_tokens
 

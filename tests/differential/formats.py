@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import h5py
 import numpy as np
 import tensorflow as tf
+
 from building import Built, checkpoint_of
 from programs import Block, Program, nodes
 

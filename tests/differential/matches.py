@@ -7,13 +7,12 @@ import pathlib
 import tempfile
 from collections.abc import Callable
 
+import dist_restore as dr
+from dist_restore.targets import find_targets
 from formats import save, tensors
 from outcomes import filled, fresh, stored
 from programs import Block, Leaf, Node, Program
 from rules import source_names
-
-import dist_restore as dr
-from dist_restore.targets import find_targets
 
 
 @dataclasses.dataclass(frozen=True)

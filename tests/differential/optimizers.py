@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import keras
 import tensorflow as tf
 import tf_keras
+
 from programs import Optimizer, Program
 
 # The attribute that holds a list of slots, and what these are: equal words only where two classes mean the same by it.

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
+
+import dist_restore as dr
 from building import Built, build, clear, raw
+from dist_restore.targets import find_targets
 from formats import native_restore, outline, random_format, save, tensors
 from programs import Program, kind_of, naming, random_program
 from refactors import DECLARED, Refactor, random_refactor, refactored
 from rules import written_rules
-
-import dist_restore as dr
-from dist_restore.targets import find_targets
 
 Values = dict[str, np.ndarray]
 
@@ -50,7 +50,8 @@ class Outcome:
 
     Attributes:
       case: to what.
-      kind: right, marked, quietly_wrong, refused, refused_needless or crashed.
+      kind: right, marked, quietly_wrong, refused, refused_needless, crashed, or unknowable: a new layer is filled that
+        no file can tell from the one in whose place it is.
       native: right, wrong or error, of plain TensorFlow.
       wrong: what is wrong, a line for each.
       message: of the error.
@@ -157,6 +158,8 @@ def _run(case: Case, folder: pathlib.Path) -> Outcome:
     needless = outcome.kind == "refused" and native == "right" and _needs_no_word(case, outcome, new, truth)
     unseen = outcome.kind in ("marked", "quietly_wrong") and _is_unseen(case, path, folder)
     kind = "refused_needless" if needless else outcome.kind
+    if unseen and all(text.partition(":")[0] not in truth for text in outcome.wrong):
+        kind = "unknowable"
     return dataclasses.replace(outcome, native=native, kind=kind, unseen=unseen)
 
 

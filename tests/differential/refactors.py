@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 from programs import FRESH, Block, Leaf, Node, Path, Program, at, edited, nodes, ordered, reads_tokens, walk
 
@@ -420,7 +420,7 @@ def replace_block(rng: random.Random, program: Program) -> Program | None:
         return None
     model, path, block = rng.choice(found)
     word = next(_fresh(rng, program))
-    new = dataclasses.replace(_renewed(block), attr=word, name=word if block.name else "")
+    new = dataclasses.replace(_renewed(block, word), attr=word, name=word if block.name else "")
     return _edit(program, model, path, lambda _: new)
 
 
@@ -436,7 +436,7 @@ def replace_class(rng: random.Random, program: Program) -> Program | None:
         return None
     model, path, leaf = rng.choice(found)
     kind = {"norm": "batch_norm", "batch_norm": "norm", "dense": "conv"}[leaf.kind]
-    return _edit(program, model, path, lambda n: dataclasses.replace(n, role=f"new_{n.role}", kind=kind))
+    return _edit(program, model, path, lambda n: dataclasses.replace(n, role=f"other_{n.role}", kind=kind))
 
 
 def toggle_bias(rng: random.Random, program: Program) -> Program | None:
@@ -485,18 +485,20 @@ def two_of_one(rng: random.Random, program: Program) -> Program | None:
     if len(program.models) > 1 or program.bare or (program.optimizer and program.optimizer.place != "given"):
         return None
     model = program.models[0][1]
-    models = [("query", model), ("document", _renewed(model))]
+    models = [("query", model), ("document", _renewed(model, "second"))]
     if rng.random() < 0.5:
         models.reverse()
     return dataclasses.replace(program, models=tuple(models))
 
 
-def _renewed(node: Node) -> Block:
+def _renewed(node: Node, prefix: str) -> Block:
+    """Another block of the same making."""
+
     def new(node: Node) -> Node:
-        role = f"new_{node.role}"
+        role = f"{prefix}_{node.role}"
         if isinstance(node, Leaf):
-            return dataclasses.replace(node, role=role, of=f"new_{node.of}" if node.of else "")
-        orders = {"made": tuple(f"new_{r}" for r in node.made), "held": tuple(f"new_{r}" for r in node.held)}
+            return dataclasses.replace(node, role=role, of=f"{prefix}_{node.of}" if node.of else "")
+        orders = {"made": tuple(f"{prefix}_{r}" for r in node.made), "held": tuple(f"{prefix}_{r}" for r in node.held)}
         return dataclasses.replace(node, role=role, children=tuple(new(c) for c in node.children), **orders)
 
     block = new(node)
@@ -567,6 +569,7 @@ CHANGING: dict[str, tuple[Change, int]] = {
     "change optimizer": (change_optimizer, 2),
     "add optimizer state": (add_optimizer_state, 2),
 }
+STRUCTURAL = set(CHANGING) - {"change optimizer", "add optimizer state"}
 # A new name, for what might as well be another layer of the same shape, is for a person to declare.
 DECLARED = {"rename layer", "rename attribute", "rename both", "rename terms", "nest", "unnest"}
 ALL = {**PRESERVING, **CHANGING}
@@ -577,17 +580,19 @@ def random_refactor(rng: random.Random, program: Program) -> Refactor:
     first = _one(rng, program)
     steps = [first]
     for _ in range(rng.choice((0, 0, 0, 0, 0, 1, 1, 2)) if first.kind != "identity" else 0):
-        steps.append(_one(rng, steps[-1].new, besides="identity"))
+        # One layer gone and one come, unnamed, would be what no file can show.
+        changed = any(step.kind in STRUCTURAL for step in steps)
+        steps.append(_one(rng, steps[-1].new, besides={"identity"} | (STRUCTURAL if changed else set())))
     if len(steps) == 1:
         return first
     return Refactor("several", program, steps[-1].new, all(s.preserving for s in steps), tuple(s.kind for s in steps))
 
 
-def _one(rng: random.Random, program: Program, besides: str = "") -> Refactor:
+def _one(rng: random.Random, program: Program, besides: Set[str] = frozenset()) -> Refactor:
     kinds, weights = list(ALL), [weight for _, weight in ALL.values()]
     while True:
         kind = rng.choices(kinds, weights)[0]
-        refactor = refactored(rng, program, kind) if kind != besides else None
+        refactor = refactored(rng, program, kind) if kind not in besides else None
         if refactor is not None:
             return refactor
 
