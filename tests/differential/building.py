@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -9,7 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from optimizers import make_optimizer, optimizer_variables
+
+from optimizers import make_optimizer, optimizer_variables, slot_roles
 from programs import WIDTH, Block, Leaf, Node, Program, groups, ordered, reads_tokens
 
 TIME = 3
@@ -48,6 +50,11 @@ class Built:
             np.asarray(m(example(block)))
             for m, (_, block) in zip(self.models.values(), self.program.models, strict=True)
         ]
+
+    @property
+    def missing(self) -> list[str]:
+        """The slots that the optimizer should have and has not; of one that somebody else built."""
+        return [role for role in slot_roles(self.program, self.owners) if role not in self.variables]
 
     def add_slots(self) -> None:
         """Finds the variables of the optimizer; builds it where it is not built."""
@@ -262,8 +269,9 @@ class _Maker:
 def _subclass_init(base: type) -> Callable[..., None]:
     def init(self: object, maker: _Maker, block: Block, name: str | None) -> None:
         base.__init__(self, name=name)
-        for child in ordered(block.children, block.made):
-            maker.make(child)
+        with self.name_scope if base is tf.Module else contextlib.nullcontext():
+            for child in ordered(block.children, block.made):
+                maker.make(child)
         for child in ordered(block.children, block.held):
             if child.attr:
                 setattr(self, child.attr, maker.objects[child.role])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import h5py
 import numpy as np
 import tensorflow as tf
+
 from building import Built, checkpoint_of
 from programs import Block, Program, nodes
 
@@ -68,6 +69,24 @@ def tensors(form: str, path: str) -> list[np.ndarray]:
             return list(_arrays(inner))
     with h5py.File(path) as file:
         return list(_arrays(file))
+
+
+def outline(form: str, path: str) -> object:
+    """All that a file says besides the values."""
+    if form in TF_FORMATS:
+        reader = tf.train.load_checkpoint(path)
+        return reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"), reader.get_variable_to_shape_map()
+    if form == ".keras":
+        with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as file, h5py.File(file) as inner:
+            return archive.read("config.json"), _outline(inner)
+    with h5py.File(path) as file:
+        return _outline(file)
+
+
+def _outline(file: h5py.File) -> list[tuple[object, ...]]:
+    names: list[str] = []
+    file.visit(names.append)
+    return [(name, getattr(file[name], "shape", None), str(sorted(file[name].attrs.items()))) for name in names]
 
 
 def _arrays(file: h5py.File) -> Iterator[np.ndarray]:

@@ -7,13 +7,12 @@ import pathlib
 import tempfile
 from collections.abc import Callable
 
+import dist_restore as dr
+from dist_restore.targets import find_targets
 from formats import save, tensors
 from outcomes import filled, fresh, stored
 from programs import Block, Leaf, Node, Program
 from rules import source_names
-
-import dist_restore as dr
-from dist_restore.targets import find_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +92,7 @@ def renamed(program: Program) -> Program:
     """The program with every chosen name replaced by another one; equal names stay equal."""
 
     def other(name: str) -> str:
-        return f"{name[::-1]}_x" if name else ""
+        return f"x_{name[::-1]}" if name else ""
 
     return changed(program, lambda node: dataclasses.replace(node, name=other(node.name), attr=other(node.attr)))
 

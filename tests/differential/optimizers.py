@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import keras
 import tensorflow as tf
 import tf_keras
+
 from programs import Optimizer, Program
 
 # The attribute that holds a list of slots, and what these are: equal words only where two classes mean the same by it.
@@ -48,23 +49,40 @@ def optimizer_variables(
         else not getattr(optimizer, "_built", False)
     ):
         optimizer.build(list(trainable))
-    return {role: _raw(variable) for role, variable in _roles(optimizer, wanted, owners)}
-
-
-def _roles(optimizer: object, wanted: Optimizer, owners: Sequence[str]) -> Iterator[tuple[str, object]]:
     inner = optimizer.inner_optimizer if wanted.scaled else optimizer
+    found = {role: _raw(variable) for role, variable in _settings(optimizer, inner, wanted)}
+    places = _places(inner, trainable)
+    for attribute, role in _lists(wanted).items():
+        slots = getattr(inner, attribute)
+        found |= {f"{role}@{owners[i]}": _raw(slots[place]) for i, place in enumerate(places) if place is not None}
+    return found
+
+
+def slot_roles(program: Program, owners: Sequence[str]) -> list[str]:
+    """The roles of all slots that the program's optimizer should have."""
+    lists = _lists(program.optimizer) if program.optimizer else {}
+    return [f"{role}@{owner}" for role in lists.values() for owner in owners]
+
+
+def _lists(wanted: Optimizer) -> dict[str, str]:
+    averages = {"_model_variables_moving_average": "average"} if wanted.ema else {}
+    return {**_LISTS[wanted.kind], **averages}
+
+
+def _settings(optimizer: object, inner: object, wanted: Optimizer) -> Iterator[tuple[str, object]]:
     yield "optimizer.iterations", inner.iterations
     yield "optimizer.learning_rate", inner._learning_rate
     if wanted.scaled:
         yield "scale.step_counter", optimizer.step_counter
         yield "scale.dynamic_scale", optimizer.dynamic_scale
-    lists = dict(_LISTS[wanted.kind])
-    if wanted.ema:
-        lists["_model_variables_moving_average"] = "average"
-    for attribute, role in lists.items():
-        slots = getattr(inner, attribute)
-        assert len(slots) == len(owners), (attribute, len(slots), len(owners))
-        yield from ((f"{role}@{owner}", slot) for owner, slot in zip(owners, slots, strict=True))
+
+
+def _places(inner: object, trainable: Sequence[object]) -> list[int | None]:
+    """Where in the optimizer's lists each variable's slots are; None where it was built without the variable."""
+    if isinstance(inner, keras.optimizers.Optimizer):
+        known = {id(_raw(v)): i for i, v in enumerate(inner._trainable_variables)}
+        return [known.get(id(_raw(v))) for v in trainable]
+    return [inner._index_dict.get(inner._var_key(v)) for v in trainable]
 
 
 def _raw(variable: object) -> tf.Variable:

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
-from building import Built, build, clear, raw
-from formats import native_restore, random_format, save, tensors
-from programs import Program, kind_of, naming, random_program
-from refactors import Refactor, random_refactor
-from rules import written_rules
 
 import dist_restore as dr
+from building import Built, build, clear, raw
 from dist_restore.targets import find_targets
+from formats import native_restore, outline, random_format, save, tensors
+from programs import Program, kind_of, naming, random_program
+from refactors import DECLARED, Refactor, random_refactor, refactored
+from rules import written_rules
 
 Values = dict[str, np.ndarray]
 
@@ -50,11 +50,13 @@ class Outcome:
 
     Attributes:
       case: to what.
-      kind: right, marked, quietly_wrong, refused, refused_needless or crashed.
+      kind: right, marked, quietly_wrong, refused, refused_needless, crashed, or unknowable: a new layer is filled that
+        no file can tell from the one in whose place it is.
       native: right, wrong or error, of plain TensorFlow.
       wrong: what is wrong, a line for each.
       message: of the error.
       summary: of the plan, for people.
+      unseen: whether the new program would write the very same file, but for the values: then order alone can decide.
     """
 
     case: Case
@@ -63,6 +65,7 @@ class Outcome:
     wrong: tuple[str, ...] = ()
     message: str = ""
     summary: str = ""
+    unseen: bool = False
 
     @property
     def labels(self) -> dict[str, str]:
@@ -84,13 +87,18 @@ class Outcome:
         }
 
 
-def case_of(seed: int) -> Case:
-    """The case of a seed."""
+def case_of(seed: int, kind: str = "") -> Case:
+    """The case of a seed; with a refactor of this kind where one is given, and without rules."""
     rng = random.Random(seed)
     program = random_program(rng)
     form = random_format(rng, program)
     if not form.startswith("tf ") and program.optimizer and rng.random() < 0.6:
         program = dataclasses.replace(program, optimizer=None)
+    if kind:
+        while (refactor := refactored(rng, program, kind)) is None:
+            program = random_program(rng)
+        form = random_format(rng, program)
+        return Case(seed, refactor, form, "none", rng.random() < 0.25 and refactor.new.optimizer is not None)
     refactor = random_refactor(rng, program)
     rules = (
         "none"
@@ -147,8 +155,24 @@ def _run(case: Case, folder: pathlib.Path) -> Outcome:
     before = filled(new, case.seed + 7_000_001)
     outcome = _restored(case, new, path, truth, before)
     native = _native(case, new, path, truth)
-    needless = outcome.kind == "refused" and native == "right" and all(role in truth for role in new.variables)
-    return dataclasses.replace(outcome, native=native, kind="refused_needless" if needless else outcome.kind)
+    needless = outcome.kind == "refused" and native == "right" and _needs_no_word(case, outcome, new, truth)
+    unseen = outcome.kind in ("marked", "quietly_wrong") and _is_unseen(case, path, folder)
+    kind = "refused_needless" if needless else outcome.kind
+    if unseen and all(text.partition(":")[0] not in truth for text in outcome.wrong):
+        kind = "unknowable"
+    return dataclasses.replace(outcome, native=native, kind=kind, unseen=unseen)
+
+
+def _needs_no_word(case: Case, outcome: Outcome, new: Built, truth: Values) -> bool:
+    """Whether nothing is new in the program, and nothing has another chosen name, that a person would have to say."""
+    asked = case.late and outcome.message.startswith("UnbuiltModelError")
+    return not asked and not DECLARED & set(case.refactor.steps) and all(role in truth for role in new.variables)
+
+
+def _is_unseen(case: Case, path: str, folder: pathlib.Path) -> bool:
+    (folder / "new").mkdir()
+    other = save(fresh(case.refactor.new), case.form, folder / "new")
+    return outline(case.form, path) == outline(case.form, other)
 
 
 def fresh(program: Program, *, slots: bool = True) -> Built:
@@ -197,12 +221,13 @@ def differences(built: Built, truth: Mapping[str, np.ndarray], before: Values) -
 
 def _judged(case: Case, new: Built, truth: Values, before: Values, report: dr.RestoreReport) -> Outcome:
     wrong = differences(new, truth, before)
+    lost = [role for role in new.missing if role in truth]
     summary = report.plan.summary()
-    if not wrong:
+    if not wrong and not lost:
         return Outcome(case, "right", "", summary=summary)
     names = {id(raw(variable)): name for name, variable in find_targets(new.root).handles}
     entries = {entry.target: entry for entry in report.plan.entries}
-    kind, texts = "right", []
+    kind, texts = "quietly_wrong" if lost else "right", [f"{role}: the optimizer was built without it" for role in lost]
     for role in wrong:
         entry = entries.get(names.get(id(new.variables[role]), ""))
         verdict = _verdict(entry, case.rules != "none")

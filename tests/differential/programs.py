@@ -196,9 +196,9 @@ class Generator:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.count = 0
-        self.naming = rng.choice(("auto", "auto", "chosen", "mixed"))
+        self.naming = rng.choice(("auto", "auto", "blocks", "chosen", "mixed"))
         # Equal layers are what is hard, so that most programs consist of them.
-        self.kinds = rng.choice((("dense",), ("dense",) * 5 + ("norm",), _MIXED))
+        self.kinds = rng.choice((("dense",), ("dense",), ("dense",) * 5 + ("norm",), _MIXED))
         self.bias = rng.choice((0.0, 1.0, 1.0, 0.6))
 
     def program(self) -> Program:
@@ -224,7 +224,7 @@ class Generator:
         )
         style = self.rng.choice(styles)
         words = self._words()
-        names = self.rng.random() < 0.3 and self.naming != "auto"
+        names = self.rng.random() < 0.3 and self.naming in ("chosen", "mixed")
         children = self.children(library, style, words, depth=0)
         if self.rng.random() < 0.12 and library != "module":
             children = (self.leaf("embedding", words), *children)
@@ -233,6 +233,8 @@ class Generator:
     def children(self, library: str, style: str, words: Iterator[str], depth: int) -> tuple[Node, ...]:
         if style == "list" and self.rng.random() < 0.5:
             return self.stack(library, words, depth)
+        if style != "list" and self.rng.random() < 0.4:
+            return self._wired(style, self.family(library, style, words, depth))
         found: list[Node] = []
         for _ in range(self.rng.randint(2, 4 if depth == 0 else 3)):
             if depth < 2 and self.rng.random() < (0.3 if depth == 0 else 0.2):
@@ -249,10 +251,24 @@ class Generator:
         twins = (self.twin(one) for _ in range(self.rng.randint(2, 3)))
         return tuple(dataclasses.replace(t, name=f"{t.name}_{i}" if t.name else "") for i, t in enumerate(twins))
 
+    def family(self, library: str, style: str, words: Iterator[str], depth: int) -> tuple[Node, ...]:
+        """Equal layers or blocks, each with a name or attribute of its own: heads on a trunk, encoder and decoder."""
+        styles = tuple(s for s in (_MODULES if library == "module" else _STYLES[style]) if s not in ("list", "dict"))
+        inside = depth < 2 and self.rng.random() < 0.6
+        one = self.block(library, self.rng.choice(styles), words, depth + 1) if inside else self.leaf("dense", words)
+        found = [one, *(self._called(self.twin(one), words) for _ in range(self.rng.randint(1, 2)))]
+        if self.rng.random() < 0.3:
+            found.insert(self.rng.randint(0, len(found)), self.leaf(self.rng.choice(self.kinds), words))
+        return tuple(found)
+
+    def _called(self, node: Node, words: Iterator[str]) -> Node:
+        name = next(words) if node.name else ""
+        return dataclasses.replace(node, name=name, attr=self._attr(name, words))
+
     def block(self, library: str, style: str, words: Iterator[str], depth: int) -> Block:
         inner = words if style in ("list", "dict") else self._words()
         children = self.children(library, style, inner, depth)
-        name = self._name(words)
+        name = next(words) if self.naming == "blocks" else self._name(words)
         return Block(self._role(), style, self._attr(name, words), children, "" if style in ("list", "dict") else name)
 
     def leaf(self, kind: str, words: Iterator[str]) -> Leaf:
@@ -329,3 +345,23 @@ def kind_of(program: Program) -> str:
     styles = {n.style for n in nodes(program) if isinstance(n, Block)} - {style}
     extra = "lists" if styles & {"list", "dict"} else "nested" if styles else ""
     return " ".join(filter(None, (program.library, style, extra)))
+
+
+def listing(program: Program) -> str:
+    """The program for people: a line for each layer, in the order of the calls, and the orders that differ from it."""
+    lines = [
+        f"{program.library}, {program.optimizer}, bare={program.bare}, before={program.before}, terms={program.terms}"
+    ]
+    for key, model in program.models:
+        for path, node in [((), model), *walk(model)]:
+            lines.append("    " * (len(path) + 1) + (f"{key}: " if not path else "") + _line(node))
+    return "\n".join(lines)
+
+
+def _line(node: Node) -> str:
+    texts = [node.role, node.kind if isinstance(node, Leaf) else node.style.upper(), f"{node.name!r}", f".{node.attr}"]
+    if isinstance(node, Leaf):
+        texts += ["no bias"] * (node.kind in ("dense", "conv") and not node.bias) + [f"of {node.of}"] * bool(node.of)
+    else:
+        texts += [f"made={node.made}"] * bool(node.made) + [f"held={node.held}"] * bool(node.held)
+    return " ".join([*texts, node.wire] if node.wire != "chain" else texts)

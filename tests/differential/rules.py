@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
-from building import Built, raw
-from refactors import Refactor
 
 import dist_restore as dr
+from building import Built, raw
 from dist_restore.targets import find_targets
+from refactors import Refactor
 
 
 def written_rules(

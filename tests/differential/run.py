@@ -17,30 +17,40 @@ import concurrent.futures
 import logging
 import multiprocessing
 import pathlib
-import pprint
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 
 # A script of its own, and a module of the tests.
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2])]
 
 from outcomes import Outcome, case_of, run  # noqa: E402
+from programs import listing  # noqa: E402
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
-KINDS = ("right", "marked", "refused", "refused_needless", "quietly_wrong", "crashed")
+KINDS = ("right", "marked", "unknowable", "refused", "refused_needless", "quietly_wrong", "crashed")
 BAD = ("quietly_wrong", "crashed")
 
 
-def run_all(seeds: Sequence[int], workers: int = 1) -> list[Outcome]:
-    """Runs the cases of these seeds."""
+def run_all(seeds: Sequence[int], workers: int = 1, kind: str = "") -> list[Outcome]:
+    """Runs the cases of these seeds; those of one kind of refactor where one is given."""
     if workers < 2:
-        return [run(case_of(seed)) for seed in seeds]
+        return [_run(seed, kind) for seed in seeds]
     context = multiprocessing.get_context("spawn")
     parts = [seeds[i : i + 25] for i in range(0, len(seeds), 25)]
+    others = [1] * len(parts), [kind] * len(parts)
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return [outcome for part in pool.map(run_all, parts) for outcome in part]
+        return [outcome for part in pool.map(run_all, parts, *others) for outcome in part]
+
+
+def _run(seed: int, kind: str) -> Outcome:
+    case = case_of(seed, kind)
+    try:
+        return run(case)
+    except Exception:  # a mistake of the test's own is to be seen, and is not to end the other cases
+        return Outcome(case, "crashed", "", message=traceback.format_exc())
 
 
 def table(outcomes: Iterable[Outcome]) -> str:
@@ -66,9 +76,9 @@ def shown(outcome: Outcome) -> str:
     refactor = outcome.case.refactor
     parts = [
         "-- old program",
-        pprint.pformat(refactor.old, width=140),
+        listing(refactor.old),
         f"-- {', '.join(refactor.steps)}: new program",
-        pprint.pformat(refactor.new, width=140),
+        listing(refactor.new),
         f"-- plan\n{outcome.summary}",
         *outcome.wrong,
         outcome.message,
@@ -79,7 +89,9 @@ def shown(outcome: Outcome) -> str:
 
 def line(outcome: Outcome) -> str:
     """One case in one line."""
-    return f"seed {outcome.case.seed}: {outcome.kind} (native {outcome.native}); " + ", ".join(outcome.labels.values())
+    unseen = ", the new program writes the same file" * outcome.unseen
+    text = ", ".join(outcome.labels.values())
+    return f"seed {outcome.case.seed}: {outcome.kind} (native {outcome.native}{unseen}); {text}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,10 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="one case")
     parser.add_argument("--show", action="store_true", help="print all that is known of it")
     parser.add_argument("--list", default=",".join(BAD), help="kinds whose seeds are listed")
+    parser.add_argument("--refactor", default="", help="only refactors of this kind, without rules")
     options = parser.parse_args(arguments)
     begin = time.time()
     seeds = [options.seed] if options.seed is not None else range(options.start, options.start + options.cases)
-    outcomes = run_all(seeds, options.workers)
+    outcomes = run_all(seeds, options.workers, options.refactor)
     if options.show:
         print("\n\n".join(shown(outcome) for outcome in outcomes))
     print("\n".join(line(o) for o in outcomes if o.kind in options.list.split(",")))

@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+
 from outcomes import case_of, filled, fresh
 from programs import random_program
 from refactors import PRESERVING, refactored

@@ -6,6 +6,7 @@ import dataclasses
 import random
 
 import pytest
+
 from formats import formats_of
 from matches import Match, match, renamed, unnamed, with_aside, without_optimizer
 from outcomes import case_of, run
