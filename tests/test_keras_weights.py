@@ -419,19 +419,19 @@ def compiled() -> keras.Model:
 
 
 @pytest.mark.parametrize("write", [write_weights, write_keras])
-def test_an_optimizer_s_numbered_state_is_refused_and_may_be_kept(
+def test_an_optimizer_s_numbered_state_is_refused_where_layers_moved_and_may_be_kept(
     write: Callable[[keras.Model, pathlib.Path], pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
-    old, new = compiled(), seq("ab")
+    old, new = compiled(), seq("ba")
     path, optimizer = write(old, tmp_path), adam(new)
     root = checkpoint(new, optimizer=optimizer)
-    refuse(dr.UnmatchedError, root, path, "optimizer/iterations", "optimizer/momentum/model/a/kernel", "roles nor")
+    refuse(dr.UnmatchedError, root, path, "optimizer/momentum/model/a/kernel", "roles nor")
     rules = [
         dr.Rule(from_=("optimizer/vars/0",), to=("optimizer/iterations",)),
         dr.Rule(keep="optimizer/{rest}"),
     ]
     restore(root, path, rules=rules)
-    assert_all_hold(new.variables, values(old.variables))
+    assert_all_hold(new.variables[::-1], values(old.variables))
     assert_holds(optimizer.iterations, old.optimizer.iterations.numpy())
 
 
