@@ -407,6 +407,35 @@ def test_bfloat16_is_read_as_it_is(name: str, tmp_path: pathlib.Path) -> None:
     assert_all_hold(new.variables, values(old.variables))
 
 
+def many_layers() -> keras.Model:
+    """Layers whose variables have equal shapes, and an order that the class alone determines."""
+    layers = keras.layers
+    numbers = keras.Input((4,))
+    films = keras.Input((2, 4, 4, 2))
+    words, sound = keras.Input((3, 4)), keras.Input((8, 1))
+    outputs = [
+        layers.Normalization(name="norm")(numbers),
+        layers.ConvLSTM2D(2, 2, name="film")(films),
+        layers.Attention(use_scale=True, score_mode="concat", name="look")([words, words]),
+        layers.AdditiveAttention(name="sum")([words, words]),
+        layers.STFTSpectrogram(mode="stft", frame_length=4, frame_step=1, fft_length=4, name="sound")(sound),
+    ]
+    return keras.Model([numbers, films, words, sound], outputs)
+
+
+@pytest.mark.parametrize("write", [write_weights, write_keras])
+def test_variables_are_known_by_their_layers_class(
+    write: Callable[[keras.Model, pathlib.Path], pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    old, new = many_layers(), many_layers()
+    scramble(old, seed=1)
+    scramble(new, seed=2)
+    restore(checkpoint(new), write(old, tmp_path))
+    saved_ones = [[v for v in model.variables if "seed" not in v.path] for model in (new, old)]
+    assert len(saved_ones[0]) == 3 + 3 + 2 + 1 + 2
+    assert_all_hold(saved_ones[0], values(saved_ones[1]))
+
+
 # ---- Optimizers ---------------------------------------------------------------------------------------------
 
 

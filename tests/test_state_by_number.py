@@ -9,6 +9,7 @@ from collections.abc import Callable
 import keras
 import pytest
 import tensorflow as tf
+import tf_keras
 
 import dist_restore as dr
 from dist_restore.entries import Proof
@@ -174,3 +175,25 @@ def test_a_weight_that_goes_through_ops_takes_no_numbered_slots_along(tmp_path: 
     rule = dr.Rule(from_=("a/kernel",), to=("model/a/kernel",), ops=(Transpose(perm=(1, 0)),))
     with pytest.raises(dr.UnmatchedError, match="nothing of it fills 'model/a/kernel' as it is"):
         dr.DistributedRestorer(root(net("ab")), rules=[rule]).restore(path)
+
+
+def tf_keras_net(make: Callable[[], object]) -> object:
+    inputs = tf_keras.Input((4,))
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(2)(tf_keras.layers.Dense(4)(inputs)))
+    model.compile(make(), "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def test_an_archive_of_tf_keras_says_its_optimizers_class(tmp_path: pathlib.Path) -> None:
+    old, new = tf_keras_net(tf_keras.optimizers.Adam), tf_keras_net(tf_keras.optimizers.Adam)
+    path = written(old, tmp_path, ".keras")
+    refuse(dr.UnmatchedError, root(new), path, "stores no such learning rate")  # nor does the file
+    restore(root(new), path, rules=[dr.Rule(keep="model/optimizer/learning_rate")])
+    assert_all_hold([*new.variables, *new.optimizer.variables], values([*old.variables, *old.optimizer.variables]))
+    refuse(dr.UnmatchedError, root(tf_keras_net(tf_keras.optimizers.Adamax)), path, "'adam'", "'adamax'")
+
+
+def test_weights_of_tf_keras_do_not_say_their_optimizers_class(tmp_path: pathlib.Path) -> None:
+    path = written(tf_keras_net(tf_keras.optimizers.Adam), tmp_path, ".weights.h5")
+    refuse(dr.UnmatchedError, root(tf_keras_net(tf_keras.optimizers.Adam)), path, "of the class 'unknown'")
