@@ -436,6 +436,23 @@ def test_variables_are_known_by_their_layers_class(
     assert_all_hold(saved_ones[0], values(saved_ones[1]))
 
 
+@pytest.mark.parametrize("write", [write_weights, write_keras])
+def test_a_recurrent_layer_in_a_model_with_an_automatic_name_is_found(
+    write: Callable[[keras.Model, pathlib.Path], pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    """The file's names begin with the model's name or with none: two names of one root, and no two roots."""
+
+    def recurrent() -> keras.Model:
+        inputs = keras.Input((3, 4))
+        return keras.Model(inputs, keras.layers.Dense(2, name="d")(keras.layers.LSTM(2, name="rnn")(inputs)))
+
+    old, new = recurrent(), recurrent()
+    scramble(old, seed=1)
+    scramble(new, seed=2)
+    restore(checkpoint(new), write(old, tmp_path))
+    assert_all_hold(new.weights, values(old.weights))
+
+
 # ---- Optimizers ---------------------------------------------------------------------------------------------
 
 
