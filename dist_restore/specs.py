@@ -182,6 +182,8 @@ class OptimizerInfo:
       label: the optimizer's own name, as its variables carry it (`adam`, `my_opt`); empty if unknown.
       roles: slot roles that occur, sorted.
       structure: whose it is and which attributes it keeps its state in (`optimizer_classes`); empty if unknown.
+      rows: where a file only numbers an optimizer's state: what it says of the order of the layers, as rows of the
+        beginnings of keys.
     """
 
     name: str
@@ -189,6 +191,7 @@ class OptimizerInfo:
     label: str
     roles: tuple[str, ...]
     structure: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -577,7 +577,7 @@ def test_numbered_state_of_a_keras_file_is_filled_by_the_rules_that_the_refusal_
     path = tmp_path / f"net{suffix}"
     (old.save if suffix == ".keras" else old.save_weights)(path)
     with anywhere.scope():
-        new = seq("ab")
+        new = seq("ba")
         optimizer = adam(new)
     scramble(new, optimizer, seed=2)
     root = Checkpoint(model=new, optimizer=optimizer)
@@ -586,8 +586,8 @@ def test_numbered_state_of_a_keras_file_is_filled_by_the_rules_that_the_refusal_
     slots = [f"optimizer/{role}/model/{layer}/kernel" for layer in "ab" for role in ("momentum", "velocity")]
     names = ["optimizer/iterations", "optimizer/learning_rate", *slots]
     restore(root, path, rules=rule(*((f"optimizer/vars/{i}", name) for i, name in enumerate(names))))
-    assert_all_hold(new.weights, values(old.weights))
-    assert_all_hold(optimizer.variables, values(old.optimizer.variables))
+    assert_all_hold(new.weights[::-1], values(old.weights))
+    assert_all_hold([optimizer.variables[i] for i in (0, 1, 4, 5, 2, 3)], values(old.optimizer.variables))
 
 
 def test_an_array_of_all_zeros_is_no_reason_to_skip_it(tmp_path: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import dist_restore as dr
 import keras_modes
-from live import assert_all_hold, restore, save, scramble, values
+from live import assert_all_hold, refuse, restore, save, scramble, values
 from own_checkpoint import Mode, Program, assert_reads_its_own
 
 tf_keras = pytest.importorskip("tf_keras", reason="tf_keras is no dependency of the package")
@@ -303,6 +303,23 @@ def test_a_legacy_checkpoint_from_before_the_first_step_leaves_new_slots_as_they
     assert_all_hold(new.variables, values(old.variables))
     optimizer.apply_gradients([(tf.zeros_like(v), v) for v in new.trainable_variables])
     assert not any(np.any(array) for array in values(optimizer.variables()[1:]))
+
+
+def test_a_checkpoint_without_an_optimizer_is_none_from_before_its_first_step(tmp_path: pathlib.Path) -> None:
+    path = save(Checkpoint(model=functional_of_tf_keras()), tmp_path)
+    root = Checkpoint(model=functional_of_tf_keras(), optimizer=tf_keras.optimizers.legacy.Adam())
+    refuse(dr.UnmatchedError, root, path, "optimizer/iter", "holds no optimizer slots")
+
+
+def test_slots_without_an_optimizers_name_are_refused_by_another_class(tmp_path: pathlib.Path) -> None:
+    """Slots that were built and not made by a step do not say whose they are; what is kept says it."""
+    legacy = tf_keras.optimizers.legacy
+    old, new = functional_of_tf_keras(), functional_of_tf_keras()
+    optimizers = legacy.Adam(), legacy.Nadam()
+    for model, optimizer in zip((old, new), optimizers, strict=True):
+        optimizer._create_all_weights(model.trainable_variables)
+    path = save(Checkpoint(model=old, optimizer=optimizers[0]), tmp_path)
+    refuse(dr.UnmatchedError, Checkpoint(model=new, optimizer=optimizers[1]), path, "class changed", "'momentum'")
 
 
 # ---- One model inside another, both in the checkpoint ----------------------------------------------------

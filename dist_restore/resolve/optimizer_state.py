@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from dist_restore.resolve.evidence.by_state_number import StateNumbers
 from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
 from dist_restore.slot_roles import SHADOWS
 from dist_restore.specs import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
@@ -51,6 +52,7 @@ class OptimizerState:
         self._has_step = sources.format == "tf1"
         self._my_wrappers = {name for mine, _ in unequal for name in mine.wrappers}
         self._their_wrappers = {name for _, other in unequal for name in other.wrappers}
+        self.numbers = StateNumbers(targets, sources, _places(self._pairs))
 
     def match(self, targets: Iterable[TargetVariable], free: Iterable[SourceTensor]) -> dict[str, Outcome]:
         """Finds the state of optimizers that are wrapped on one side only, and the iterations of TF1's.
@@ -59,6 +61,11 @@ class OptimizerState:
           targets: variables without a decision, slots left out.
           free: tensors without a decision, slots left out.
         """
+        targets, free = tuple(targets), tuple(free)
+        numbered: dict[str, Outcome] = {**self.numbers.match(targets, free)}
+        return {**numbered, **self._match_unequal(targets, free)}
+
+    def _match_unequal(self, targets: Iterable[TargetVariable], free: Iterable[SourceTensor]) -> dict[str, Outcome]:
         places = {mine.inner: other.inner for mine, other in self._pairs}
         if not self._unequal and not (self._has_step and places):
             return {}
@@ -104,6 +111,9 @@ class OptimizerState:
     def unmatched_reason(self, target: TargetVariable) -> str:
         """What a variable is, where that says why the checkpoint lacks it; else empty."""
         optimizer, _, rest = target.name.rpartition("/")
+        trouble = self.numbers.trouble(optimizer)
+        if trouble:
+            return f'{trouble}. To keep that of the program: keep = "{target.name}"'
         if rest == "learning_rate" and optimizer in self._ours and optimizer not in self._my_wrappers:
             return f'the checkpoint stores no such learning rate. To keep that of the program: keep = "{target.name}"'
         if optimizer not in self._my_wrappers:
@@ -142,6 +152,8 @@ class OptimizerState:
         """What a tensor is that no optimizer of Keras 3 has; empty where that is not known."""
         if tensor.name.rpartition("/")[0] in self._their_wrappers:
             return "state of the checkpoint's loss scale wrapper itself, and the program's optimizer is not wrapped"
+        if self.numbers.is_copy(tensor):
+            return "the wrapper's second copy of what the optimizer inside keeps"
         if _POWER.match(tensor.name.rpartition("/")[2]):
             return "a power of Adam's beta, which Keras 3 computes from the iterations"
         return ""
@@ -158,6 +170,14 @@ def _chains(optimizers: Sequence[OptimizerInfo]) -> list[_Chain]:
                 chain.append(f"{chain[-1]}/{_INSIDE}")
             chains.append(_Chain(tuple(chain)))
     return chains
+
+
+def _places(pairs: Iterable[tuple[_Chain, _Chain]]) -> Iterator[tuple[str, str]]:
+    """Names of optimizers that keep the same: the innermost ones, and wrappers where there are equally many."""
+    for mine, other in pairs:
+        yield mine.inner, other.inner
+        if len(mine.names) == len(other.names):
+            yield from zip(mine.wrappers, other.wrappers, strict=True)
 
 
 def _pairs(ours: Sequence[_Chain], theirs: Sequence[_Chain]) -> Iterable[tuple[_Chain, _Chain]]:

@@ -17,6 +17,7 @@ from dist_restore.resolve.apply_rules import Assignment, Decisions, apply_rules
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.collapse import refuse_collapse
 from dist_restore.resolve.evidence import Case, Conflict, Match, Outcome, match
+from dist_restore.resolve.evidence.by_state_number import NumberedSlots
 from dist_restore.resolve.names import NameTable
 from dist_restore.resolve.nearest import quote
 from dist_restore.resolve.optimizer_state import OptimizerState
@@ -169,9 +170,16 @@ class _Resolution:
         return f"{whose} tensor of this name."
 
     def _slots(self, owners: Mapping[str, Owner]) -> list[PlanEntry]:
-        resolver = SlotResolver(self._sources, self._targets, self._slot_roles(), frozenset(self._decisions.dropped))
+        dropped, roles = frozenset(self._decisions.dropped), self._slot_roles()
+        resolver = SlotResolver(self._sources, self._targets, roles, dropped, self._numbered(owners))
         found = [self._slot(v, owners, resolver) for v in self._targets.variables if v.slot is not None]
         return resolver.with_advice(found)
+
+    def _numbered(self, owners: Mapping[str, Owner]) -> NumberedSlots:
+        choices = {name: owner.choice for name, owner in owners.items() if owner.choice is not None}
+        plain = {name: c.sources[0] for name, c in choices.items() if not c.ops and len(c.sources) == 1}
+        ruled = {name: [s.name for s in a.sources] for name, a in self._decisions.assigned.items()}
+        return NumberedSlots(self._state.numbers, plain, ruled, self._decisions.dropped)
 
     def _slot(self, variable: TargetVariable, owners: Mapping[str, Owner], resolver: SlotResolver) -> PlanEntry:
         assert variable.slot is not None

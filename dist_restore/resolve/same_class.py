@@ -18,7 +18,18 @@ def same_class(ours: OptimizerInfo, theirs: OptimizerInfo, role: str) -> bool:
     """
     if is_known(theirs.family) and is_known(ours.family):
         return same_meaning(theirs.family, ours.family, role)
+    if not theirs.label:
+        return _may_be(ours, theirs)
     return _same_label(ours, theirs) and _same_structure(ours, theirs)
+
+
+def _may_be(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:
+    """Whether what nobody named keeps just what the program's class keeps: slots of tf_keras that were built, not made.
+
+    One attribute does not tell a class: those of users have a `momentum` too.
+    """
+    kept = ours.structure == theirs.structure and len(theirs.structure) > 2
+    return kept and ours.family in classes_of(theirs.structure)
 
 
 def _same_label(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:

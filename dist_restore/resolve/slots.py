@@ -11,6 +11,8 @@ import msgspec
 from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
+from dist_restore.resolve.evidence.by_state_number import NumberedSlots
+from dist_restore.resolve.evidence.outcome import Match
 from dist_restore.resolve.keep_advice import keep_rules
 from dist_restore.resolve.nearest import quote
 from dist_restore.resolve.same_class import OF_ALL, same_class
@@ -46,7 +48,12 @@ class SlotResolver:
     """Finds the sources of slots; one object per resolution."""
 
     def __init__(
-        self, sources: CheckpointIndex, targets: TargetIndex, roles: Iterable[tuple[str, str]], dropped: frozenset[str]
+        self,
+        sources: CheckpointIndex,
+        targets: TargetIndex,
+        roles: Iterable[tuple[str, str]],
+        dropped: frozenset[str],
+        numbered: NumberedSlots,
     ) -> None:
         """Prepares the tables.
 
@@ -55,7 +62,9 @@ class SlotResolver:
           targets: the program's index.
           roles: `[slots]` of the rules: (role in the checkpoint, role in the program).
           dropped: source names that rules dropped.
+          numbered: what numbers say, where the checkpoint says no more.
         """
+        self._by_number = numbered
         self._table: dict[tuple[str, str, str], SourceTensor] = {}
         self._of_owner: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
         for tensor in sources.tensors:
@@ -172,15 +181,19 @@ class SlotResolver:
 
     def _no_slots(self, target: TargetVariable, owner: Owner) -> PlanEntry:
         """The entry of a slot where the checkpoint has none at all that are known as such."""
+        found = self._by_number.find(target)
+        if isinstance(found, Match):
+            return build_entry(target, Choice((found.source,), (), found.evidence, proof=found.proof))
         alike = [t for t in self._numbered if t.spec.shape == target.spec.shape]
         assert target.slot is not None
-        if self._silent and target.slot.role in OF_ALL:  # which are never numbered
+        if self._silent and target.slot.role in OF_ALL and found is None:
             name = self._silent[0].name
             return self._lacks(target, owner, f"the checkpoint's optimizer {name!r} keeps no {target.slot.role!r}", ())
         if self._numbered:
             place = self._numbered[0].name.rpartition("/")[0]
+            why = f"{found}. It" if found else "the checkpoint"
             reason = (
-                f"the checkpoint numbers the variables of {self._silent[0].name!r} and says neither their roles nor "
+                f"{why} numbers the variables of {self._silent[0].name!r} and says neither their roles nor "
                 f"their owners; {len(alike)} of them have this shape. Their numbers are their places in the list "
                 "`optimizer.variables` of the program that wrote it: print the paths there, and write a rule for each, "
                 f'from = "{place}/<number>", to = "{target.name}"'

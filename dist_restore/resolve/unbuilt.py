@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.entries import PlanEntry, Problem, Status
 from dist_restore.errors import UnbuiltModelError, UnmatchedError
+from dist_restore.graph import Node
 from dist_restore.resolve.nearest import quote
 from dist_restore.slot_roles import degree_of, is_known
 from dist_restore.specs import (
@@ -67,6 +68,8 @@ def keep_beginnings(sources: CheckpointIndex, targets: TargetIndex, entries: lis
     pairs = ((fresh.get(mine), theirs) for mine, theirs in _pairs(entries) if theirs not in stored)
     found = ((mine.name, _Start.find(mine, theirs, sources)) for mine, theirs in pairs if mine is not None)
     starts = {name: start for name, start in found if start is not None}
+    empty = (mine for name, mine in fresh.items() if is_known(mine.family) and _is_empty(name, sources))
+    starts |= {mine.name: _Start(mine.family, False, True) for mine in empty}
     begin = {v.name for v in targets.variables if starts and _begins(v, starts)}
     return [_kept(e) if e.target in begin and e.problem is Problem.UNMATCHED else e for e in entries]
 
@@ -78,10 +81,12 @@ class _Start:
     Attributes:
       family: class of the program's.
       seeds: whether its averages are taken from the weights at the first step, and not when it is built.
+      empty: whether it had no state at all; those of tf_keras before 2.11 make all of it at the first step.
     """
 
     family: str
     seeds: bool
+    empty: bool = False
 
     @staticmethod
     def find(mine: OptimizerInfo, name: str, sources: CheckpointIndex) -> _Start | None:
@@ -124,6 +129,15 @@ def _trains(optimizer: str, sources: CheckpointIndex) -> bool:
     return any(alias.name.startswith(start) for tensor in sources.tensors for alias in tensor.aliases)
 
 
+def _is_empty(name: str, sources: CheckpointIndex) -> bool:
+    """Whether the checkpoint has an object of this name, and nothing at all in it."""
+    nodes = sources.scene.nodes if sources.scene is not None else ()
+    at: int | None = 0 if nodes else None
+    for edge in name.split("/"):
+        at = dict(nodes[at].edges).get(edge) if at is not None else None
+    return at is not None and nodes[at] == Node()
+
+
 def _base(label: str) -> str:
     return re.sub(r"_\d+\Z", "", label)
 
@@ -134,7 +148,8 @@ def _begins(variable: TargetVariable, starts: Mapping[str, _Start]) -> bool:
     if variable.slot is not None:
         optimizer, role = variable.slot.optimizer, variable.slot.role
     start = starts.get(optimizer)
-    return start is not None and start.allows(role) and (variable.slot is not None or role in _LOSS_SCALE)
+    made = variable.slot is not None or role in _LOSS_SCALE or (start is not None and start.empty)
+    return start is not None and start.allows(role) and made
 
 
 def _kept(entry: PlanEntry) -> PlanEntry:

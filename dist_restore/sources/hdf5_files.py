@@ -146,7 +146,7 @@ def _named(path: str, root: Group, config: LayerConfig | None) -> _Named:
         return "keras_h5", named, optimizers, ignored
     if is_weights(root):
         kind = "keras_archive" if config is not None else "keras_weights"
-        return kind, name_weights(root, config), numbered_optimizers(root), ()
+        return kind, name_weights(root, config), numbered_optimizers(root, config), ()
     raise UnsupportedFormatError(
         f"{path}: an HDF5 file that Keras did not write: expected groups `vars`, or the attribute `layer_names`, found "
         f"{', '.join(sorted({*root.groups, *root.datasets})[:8]) or 'nothing'}. Save its "

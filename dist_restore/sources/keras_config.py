@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.specs import snake_case
@@ -24,13 +24,15 @@ class LayerConfig:
       name: its own.
       layer_class: in snake case.
       options: its config.
-      members: of a functional or sequential model: its layers by the name of their group.
+      members: of a functional or sequential model: its layers by the name of their group, in the model's order.
+      optimizers: of a compiled model: the classes of its optimizer and of those inside, in lower case.
     """
 
     name: str
     layer_class: str
     options: Mapping[str, object]
     members: Mapping[str, LayerConfig]
+    optimizers: tuple[str, ...] = ()
 
 
 def parse_config(data: bytes, path: str) -> LayerConfig:
@@ -54,7 +56,17 @@ def _layer(value: object, depth: int) -> LayerConfig:
     members = options.get("layers") if class_name in _CONTAINERS else None
     name = options.get("name", value.get("name", ""))
     found = _members(members, depth + 1) if isinstance(members, list) else {}
-    return LayerConfig(str(name), snake_case(class_name), options, found)
+    return LayerConfig(str(name), snake_case(class_name), options, found, tuple(_optimizers(value)))
+
+
+def _optimizers(value: Mapping[str, object]) -> Iterator[str]:
+    """Classes from the outside in, for as long as the config says them."""
+    compiled = value.get("compile_config")
+    inside = compiled.get("optimizer") if isinstance(compiled, dict) else None
+    while isinstance(inside, dict) and isinstance(inside.get("class_name"), str):
+        yield inside["class_name"].rpartition(">")[2].lower()
+        options = inside.get("config")
+        inside = options.get("inner_optimizer") if isinstance(options, dict) else None
 
 
 def _members(values: list[object], depth: int) -> dict[str, LayerConfig]:

@@ -20,12 +20,17 @@ _NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     **dict.fromkeys(("conv1d_transpose", "conv2d_transpose", "conv3d_transpose"), _KERNEL_BIAS),
     **dict.fromkeys(("depthwise_conv1d", "depthwise_conv2d"), _KERNEL_BIAS),
     **dict.fromkeys(("separable_conv1d", "separable_conv2d"), _SEPARABLE),
-    **dict.fromkeys(("lstm_cell", "gru_cell", "simple_rnn_cell"), _RECURRENT),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "simple_rnn_cell", "conv_lstm_cell"), _RECURRENT),
     **dict.fromkeys(("layer_normalization", "group_normalization"), (("gamma", "beta"),)),
     "batch_normalization": (_MOVING, ("gamma", "beta", *_MOVING)),
     "embedding": (("embeddings",),),
     "rms_normalization": (("scale",),),
     "p_re_lu": (("alpha",),),
+    # Under the attributes that hold them; where the numbers are given in the program, it has no variables.
+    "normalization": (("adapt_mean", "adapt_variance", "count"),),
+    "stft_spectrogram": (("real_kernel", "imag_kernel"),),
+    "additive_attention": (("scale",),),
+    "attention": (("scale", "concat_score_weight"),),
 }
 _SCALED = frozenset({"batch_normalization", "layer_normalization", "group_normalization"})
 # What people call such layers; it stands for the class where a layer is an attribute, whose class is not stored.

@@ -68,7 +68,7 @@ class _Builder:
     def _row(self, group: Group, configs: Mapping[str, LayerConfig]) -> int:
         index = self._add()
         edges = []
-        for place, name in enumerate(sorted(group.groups, key=_in_order)):
+        for place, name in enumerate(sorted(group.groups, key=in_order)):
             child = group.groups[name]
             nested = _VARS in child.groups
             number = self.layer(child, without_counter(name), configs.get(name)) if nested else self._row(child, {})
@@ -77,7 +77,7 @@ class _Builder:
         return index
 
 
-def _in_order(name: str) -> tuple[str, int]:
+def in_order(name: str) -> tuple[str, int]:
     """By class, and within it by the counter."""
     found = _COUNTER.search(name)
     return without_counter(name), int(found.group(1)) if found else 0

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from dist_restore.errors import CheckpointCorruptError
+from dist_restore.optimizer_classes import KERAS_3
 from dist_restore.slot_roles import family_of
 from dist_restore.sources.hdf5 import Dataset, Group
 from dist_restore.sources.keras_config import LayerConfig
 from dist_restore.sources.keras_layers import class_of, is_automatic, variable_names, without_counter
+from dist_restore.sources.keras_scene import in_order
 from dist_restore.specs import Alias, AliasKind, OptimizerInfo, Place, SourceTensor
 
 VARS = "vars"
-_LAYERS = "layers"
+_LAYERS, _OPTIMIZER = "layers", "optimizer"
+_INSIDE = "inner_optimizer"
 _RANK = {AliasKind.SEMANTIC: 0, AliasKind.COUNTED: 1, AliasKind.POSITIONAL: 2}
 
 
@@ -68,17 +71,39 @@ def name_weights(root: Group, config: LayerConfig | None) -> tuple[tuple[SourceT
     return tuple(sorted(named, key=lambda pair: pair[0].name))
 
 
-def numbered_optimizers(root: Group) -> tuple[OptimizerInfo, ...]:
-    """A compiled model's optimizer: its variables have numbers only, so that no slot has a role or an owner.
+def numbered_optimizers(root: Group, config: LayerConfig | None) -> tuple[OptimizerInfo, ...]:
+    """A compiled model's optimizer and those inside: their variables have numbers only, no roles and no owners."""
+    group, found = root.groups.get(_OPTIMIZER), list[OptimizerInfo]()
+    rows = tuple(_rows(root, config)) if group is not None else ()
+    while group is not None and VARS in group.groups:
+        label = _own_name(group, None)
+        classes = config.optimizers[len(found) :] if config is not None else ()
+        family = classes[0] if classes else family_of(label)
+        # Only Keras 3 (from 3.6 on) says names; tf_keras does not.
+        found.append(OptimizerInfo(group.path, family, label, (), (KERAS_3,) if label else (), rows))
+        group = group.groups.get(_INSIDE)
+    return tuple(found)
 
-    Their order is that of Keras' code when the file was written: first and second moments lay in two rows once, and
-    take turns today.
-    """
-    group = root.groups.get("optimizer")
-    if group is None or VARS not in group.groups:
-        return ()
-    label = _own_name(group, None)
-    return (OptimizerInfo("optimizer", family_of(label), label, ()),)
+
+def _rows(group: Group, config: LayerConfig | None, name: str = "") -> Iterator[tuple[str, ...]]:
+    """Layers of which the file says the order: those of one class in a list; all of a model whose config it has."""
+    members: Mapping[str, LayerConfig] = {}
+    if VARS not in group.groups and group.path:
+        members = config.members if config is not None and name == _LAYERS else {}
+        yield from _row(group, members)
+    for below, child in group.groups.items():
+        if below != VARS and child.path != _OPTIMIZER:
+            yield from _rows(child, config if below == _LAYERS else members.get(below), below)
+
+
+def _row(container: Group, members: Mapping[str, LayerConfig]) -> Iterator[tuple[str, ...]]:
+    if members.keys() >= container.groups.keys():
+        yield tuple(container.groups[name].path for name in members if name in container.groups)
+        return
+    classes: dict[str, list[str]] = collections.defaultdict(list)
+    for name in sorted(container.groups, key=in_order):
+        classes[without_counter(name)].append(container.groups[name].path)
+    yield from (tuple(found) for found in classes.values() if len(found) > 1)
 
 
 def _by_key(tensor: SourceTensor) -> SourceTensor:

@@ -66,7 +66,17 @@ def match(case: Case) -> Mapping[str, Outcome]:
     free = [t for t in free if t.name not in matched]
     open_ = [v for v in case.open if v.name not in state]
     found = _Hearing(case, open_, free).run() if open_ else {}
-    return {**found, **state}
+    return {**found, **_nameless_state(case, open_, free, found), **state}
+
+
+def _nameless_state(
+    case: Case, open_: Sequence[TargetVariable], free: Sequence[SourceTensor], found: Mapping[str, Outcome]
+) -> dict[str, Match]:
+    """What optimizers keep without a name, where a file numbers it."""
+    ruled = ((n, a) for n, a in case.decisions.assigned.items() if not a.ops and len(a.sources) == 1)
+    matched = {n: o.source for n, o in found.items() if isinstance(o, Match)}
+    left = [v for v in open_ if v.name not in found]
+    return case.optimizers.numbers.match_nameless(left, free, matched | {n: a.sources[0] for n, a in ruled})
 
 
 def _free(case: Case) -> list[SourceTensor]:

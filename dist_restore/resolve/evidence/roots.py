@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.resolve.names import Side
 from dist_restore.specs import AliasKind, Group, SourceTensor, TargetVariable
@@ -84,7 +84,7 @@ def _rename(own: Mapping[str, SourceTensor], plan: Alignment) -> Alignment:
     names: dict[str, list[SourceTensor]] = collections.defaultdict(list)
     moved: dict[str, str] = {}
     doubtful: dict[str, str] = {}
-    doubts = _doubts(plan.pairs)
+    doubts = _doubts(plan.pairs, own)
     for name, tensor in own.items():
         for new in plan.in_program(name):
             if not any(t is tensor for t in names[new]):
@@ -105,15 +105,15 @@ def _pair(new: str, old: str) -> Pair:
     return ("" if new == rest else _root(new)), root
 
 
-def _doubts(pairs: Mapping[str, Sequence[str]]) -> dict[Pair, str]:
-    """The pairs of which one side has another partner too."""
+def _doubts(pairs: Mapping[str, Sequence[str]], own: Mapping[str, SourceTensor]) -> dict[Pair, str]:
+    """The pairs of which one side has another partner too, and not only the same one under two names."""
     partners: dict[tuple[bool, str], list[Pair]] = collections.defaultdict(list)
     for pair in ((place, root) for root, places in pairs.items() for place in places):
         partners[True, pair[0]].append(pair)
         partners[False, pair[1]].append(pair)
     doubts = {}
     for rivals in partners.values():
-        if len(rivals) > 1:
+        if len(rivals) > 1 and not _are_one({root for _, root in rivals}, own):
             text = ", ".join(f"{root or '(none)'!r} as {place or '(none)'!r}" for place, root in sorted(rivals))
             doubts.update(dict.fromkeys(rivals, f"its root has several possible places: {text}"))
     return doubts
@@ -218,6 +218,19 @@ def _no_echoes(roots: Sequence[str], below: Mapping[str, Mapping[str, SourceTens
         if any(all(other.get(rest) is tensor for rest, tensor in below[root].items()) for other in others):
             left.remove(root)
     return left
+
+
+def _are_one(roots: Collection[str], own: Mapping[str, SourceTensor]) -> bool:
+    """Whether several roots are names of one thing: the same tensors are below each, and no name means two of them."""
+    if len(roots) < 2:
+        return False
+    meant: dict[str, SourceTensor] = {}
+    tensors = []
+    for names in (_below(root, own) for root in sorted(roots)):
+        if any(meant.setdefault(rest, tensor) is not tensor for rest, tensor in names.items()):
+            return False
+        tensors.append({id(t) for t in names.values()})
+    return all(found == tensors[0] for found in tensors)
 
 
 def _few(pairs: set[Pair]) -> set[Pair]:
