@@ -1,99 +1,24 @@
-"""What Keras' layers call their variables, in the order in which `.weights.h5` numbers them (Keras 2.16 - 3.15).
-
-Only where class and number leave one answer: a BatchNormalization of three variables may lack gamma or beta.
-"""
+"""What the name of a Keras layer in a file says of its class."""
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Mapping, Sequence
 
-from dist_restore.specs import snake_case
+from dist_restore.automatic_names import without_counter
+from dist_restore.layer_variables import KNOWN
 
-_KERNEL_BIAS = (("kernel",), ("kernel", "bias"))
-_RECURRENT = (("kernel", "recurrent_kernel"), ("kernel", "recurrent_kernel", "bias"))
-_SEPARABLE = (("depthwise_kernel", "pointwise_kernel"), ("depthwise_kernel", "pointwise_kernel", "bias"))
-_MOVING = ("moving_mean", "moving_variance")
-_NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    **dict.fromkeys(("dense", "einsum_dense", "conv1d", "conv2d", "conv3d"), _KERNEL_BIAS),
-    **dict.fromkeys(("conv1d_transpose", "conv2d_transpose", "conv3d_transpose"), _KERNEL_BIAS),
-    **dict.fromkeys(("depthwise_conv1d", "depthwise_conv2d"), _KERNEL_BIAS),
-    **dict.fromkeys(("separable_conv1d", "separable_conv2d"), _SEPARABLE),
-    **dict.fromkeys(("lstm_cell", "gru_cell", "simple_rnn_cell", "conv_lstm_cell"), _RECURRENT),
-    **dict.fromkeys(("layer_normalization", "group_normalization"), (("gamma", "beta"),)),
-    "batch_normalization": (_MOVING, ("gamma", "beta", *_MOVING)),
-    "embedding": (("embeddings",),),
-    "rms_normalization": (("scale",),),
-    "p_re_lu": (("alpha",),),
-    # Under the attributes that hold them; where the numbers are given in the program, it has no variables.
-    "normalization": (("adapt_mean", "adapt_variance", "count"),),
-    "stft_spectrogram": (("real_kernel", "imag_kernel"),),
-    "additive_attention": (("scale",),),
-    "attention": (("scale", "concat_score_weight"),),
-}
-_SCALED = frozenset({"batch_normalization", "layer_normalization", "group_normalization"})
 # What people call such layers; it stands for the class where a layer is an attribute, whose class is not stored.
 _HINTS = {
     "layer_?norm": "layer_normalization",
     "batch_?norm": "batch_normalization",
     "group_?norm": "group_normalization",
 }
-_COUNTER = re.compile(r"_[0-9]+\Z")
-
-
-def without_counter(name: str) -> str:
-    """`dense_1` -> `dense`."""
-    return _COUNTER.sub("", name)
-
-
-@functools.cache
-def _known_classes() -> frozenset[str]:
-    import keras
-
-    models = ("functional", "sequential", "model", "seed_generator")
-    return frozenset({*models, *(snake_case(name) for name in dir(keras.layers) if name[:1].isupper())})
-
-
-def is_automatic(name: str) -> bool:
-    """Whether a layer's name looks like one that Keras made up: a class of its own, and perhaps a counter."""
-    return without_counter(name) in _known_classes() or name in _known_classes()
 
 
 def class_of(own_name: str) -> str:
     """The class that a layer's own name gives away; empty where it does not."""
     base = without_counter(own_name)
-    if base in _NAMES:
+    if base in KNOWN:
         return base
     found = {kind for pattern, kind in _HINTS.items() if re.search(pattern, own_name)}
     return found.pop() if len(found) == 1 else ""
-
-
-def variable_names(
-    layer_class: str, shapes: Sequence[tuple[int, ...]], config: Mapping[str, object] | None = None
-) -> tuple[str, ...] | None:
-    """The names of a layer's numbered variables, or None where class, number and config do not tell.
-
-    Args:
-      layer_class: in snake case.
-      shapes: of the variables, in their order.
-      config: the layer's, where the file has it.
-    """
-    options = _NAMES.get(layer_class, ())
-    if config is not None and layer_class in _SCALED:
-        options = (_scaled_names(layer_class, config),)
-    found = [names for names in options if len(names) == len(shapes)]
-    return found[0] if len(found) == 1 and _fit(found[0], shapes) else None
-
-
-def _scaled_names(layer_class: str, config: Mapping[str, object]) -> tuple[str, ...]:
-    flags = (("gamma", config.get("scale", True)), ("beta", config.get("center", True)))
-    rest = _MOVING if layer_class == "batch_normalization" and not config.get("renorm") else ()
-    return (*(name for name, wanted in flags if wanted), *rest)
-
-
-def _fit(names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether kernels have two axes and more, and no bias has more than the kernel before it."""
-    ranks = {name: len(shape) for name, shape in zip(names, shapes, strict=True)}
-    matrices = all(rank >= 2 for name, rank in ranks.items() if name.endswith("kernel") or name == "embeddings")
-    return matrices and ranks.get("bias", 0) <= ranks.get("kernel", 99)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from dist_restore.automatic_names import looks_automatic
+from dist_restore.automatic_names import looks_automatic, without_counter
 from dist_restore.graph import LayerName, Leaf, Node, Scene
 from dist_restore.sources.hdf5 import Group
 from dist_restore.sources.keras_config import LayerConfig
-from dist_restore.sources.keras_layers import class_of, without_counter
+from dist_restore.sources.keras_layers import class_of
 from dist_restore.specs import SourceTensor
 
 _VARS, _LAYERS, _OPTIMIZER = "vars", "layers", "optimizer"

@@ -12,12 +12,14 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from dist_restore.automatic_names import looks_automatic, without_counter
 from dist_restore.errors import CheckpointCorruptError
+from dist_restore.layer_variables import variable_names
 from dist_restore.optimizer_classes import KERAS_3
 from dist_restore.slot_roles import family_of
 from dist_restore.sources.hdf5 import Dataset, Group
 from dist_restore.sources.keras_config import LayerConfig
-from dist_restore.sources.keras_layers import class_of, is_automatic, variable_names, without_counter
+from dist_restore.sources.keras_layers import class_of
 from dist_restore.sources.keras_scene import in_order
 from dist_restore.specs import Alias, AliasKind, OptimizerInfo, Place, SourceTensor
 
@@ -136,7 +138,7 @@ def _visit(group: Group, place: _Place) -> Iterator[tuple[SourceTensor, Dataset]
 def _attribute(name: str, child: Group, parent: _Place) -> _Place:
     own = _own_name(child, None)
     names = tuple(_below(alias, name.lstrip("_") or name) for alias in parent.names)
-    return _longer(parent, own, names, class_of(own), is_automatic(own), None)
+    return _longer(parent, own, names, class_of(own), looks_automatic(own), None)
 
 
 def _visit_container(name: str, container: Group, parent: _Place) -> Iterator[tuple[SourceTensor, Dataset]]:

@@ -8,11 +8,11 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from dist_restore.automatic_names import looks_automatic
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.naming import slot_name
 from dist_restore.slot_roles import degree_of, family_of, role_of_slot
 from dist_restore.sources.hdf5 import Dataset, Group
-from dist_restore.sources.keras_layers import is_automatic
 from dist_restore.specs import Alias, AliasKind, OptimizerInfo, Slot, SourceTensor
 
 _MODEL, _OPTIMIZER = "model_weights", "optimizer_weights"
@@ -128,7 +128,7 @@ def _tensor(name: str, full: str, key: str, place: str, dataset: Dataset) -> Sou
 
 
 def _kind(name: str) -> AliasKind:
-    automatic = any(is_automatic(part) for part in name.split("/")[:-1])
+    automatic = any(looks_automatic(part) for part in name.split("/")[:-1])
     return AliasKind.COUNTED if automatic else AliasKind.SEMANTIC
 
 

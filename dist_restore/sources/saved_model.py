@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from dist_restore.sources.keras_layers import is_automatic
+from dist_restore.automatic_names import looks_automatic
 from dist_restore.sources.tf_checkpoint import TfCheckpoint
 from dist_restore.specs import Alias, AliasKind, CheckpointIndex, SourceTensor
 
@@ -72,7 +72,7 @@ def _full_name(tensor: SourceTensor) -> str:
 
 
 def _named(tensor: SourceTensor, name: str, group: Iterable[SourceTensor]) -> SourceTensor:
-    automatic = any(is_automatic(part) for part in name.split("/")[:-1])
+    automatic = any(looks_automatic(part) for part in name.split("/")[:-1])
     places = dict.fromkeys(n for t in group for n in (t.name, *(a.name for a in t.aliases)) if n != name)
     aliases = tuple(Alias(place, AliasKind.POSITIONAL) for place in places)
     kind = AliasKind.COUNTED if automatic else AliasKind.SEMANTIC

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from dist_restore.layer_variables import variable_names
 from dist_restore.resolve.evidence.view import View
 
 # Either can be left out of a layer by an option, and what is left looks the same.
@@ -13,15 +14,26 @@ PAIR = frozenset({"gamma", "beta"})
 
 def pair_numbers(mine: View, other: View, ours: int, theirs: int) -> Iterator[tuple[str, int]]:
     """(name of a variable in the program's layer, the one of the file's layer that it must be), for numbered ones."""
-    numbered = {label: n for label, n in other.kids[theirs] if label.startswith("#") and n in other.shapes}
+    numbered = {x: n for x, n in other.kids[theirs] if x[:1] == "#" and x[1:].isdecimal() and n in other.shapes}
     named = {label: n for label, n in mine.kids[ours] if n in mine.shapes}
     if not numbered or not _same_classes(mine, other, ours, theirs) or len(PAIR & named.keys()) == 1:
+        return
+    by_class = _by_class(mine.kind(ours), named, [(int(label[1:]), other.shapes[n]) for label, n in numbered.items()])
+    if by_class:
+        yield from ((name, numbered[f"#{number}"]) for number, name in enumerate(by_class))
         return
     left = {label: n for label, n in named.items() if label not in dict(other.kids[theirs])}
     by_shape = _single({label: mine.shapes[n] for label, n in left.items()})
     found = _single({label: other.shapes[n] for label, n in numbered.items()})
     if len(left) == len(numbered) and by_shape.keys() == found.keys() and len(found) == len(numbered):
         yield from ((by_shape[shape], numbered[label]) for shape, label in found.items())
+
+
+def _by_class(kind: str, named: Collection[str], numbered: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[str, ...]:
+    """The names that the class of the program's layer gives to the numbers; empty where it does not."""
+    shapes = [shape for _, shape in sorted(numbered)]
+    names = variable_names(kind, shapes) if [n for n, _ in sorted(numbered)] == [*range(len(numbered))] else None
+    return names if names is not None and set(names) == set(named) else ()
 
 
 def _same_classes(mine: View, other: View, ours: int, theirs: int) -> bool:
