@@ -29,7 +29,8 @@ demo-cluster: $(READY) ## the same on a local cluster of 2 workers (WORKERS=3, W
 test: $(READY) ## all tests (ARGS="-k name" and so on are passed on to pytest)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
-test-libraries: $(LIBRARIES) ## networks of Keras, KerasHub, Model Garden, Sonnet and TFRS (DIST_RESTORE_LIBRARIES=all: in every mode)
+test-libraries: $(LIBRARIES) ## random programs, and networks of Keras, KerasHub, Model Garden, Sonnet, TFRS (DIST_RESTORE_LIBRARIES=all: every mode)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/differential $(ARGS)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests/libraries --ignore=tests/libraries/test_recommenders.py $(ARGS)
 	@TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests/libraries/test_recommenders.py $(ARGS)
 
