@@ -19,7 +19,7 @@ from building import Built, build, clear, raw
 from dist_restore.targets import find_targets
 from formats import native_restore, outline, random_format, save, tensors
 from programs import Program, kind_of, naming, random_program
-from refactors import DECLARED, Refactor, random_refactor, refactored
+from refactors import DECLARED, UNDECIDABLE, Refactor, random_refactor, refactored
 from rules import written_rules
 
 Values = dict[str, np.ndarray]
@@ -166,7 +166,13 @@ def _run(case: Case, folder: pathlib.Path) -> Outcome:
 def _needs_no_word(case: Case, outcome: Outcome, new: Built, truth: Values) -> bool:
     """Whether nothing is new in the program, and nothing has another chosen name, that a person would have to say."""
     asked = case.late and outcome.message.startswith("UnbuiltModelError")
-    return not asked and not DECLARED & set(case.refactor.steps) and all(role in truth for role in new.variables)
+    undecidable = naming(case.refactor.old) != "chosen" and any(s in UNDECIDABLE for s in case.refactor.steps)
+    return (
+        not asked
+        and not undecidable
+        and not DECLARED & set(case.refactor.steps)
+        and all(role in truth for role in new.variables)
+    )
 
 
 def _is_unseen(case: Case, path: str, folder: pathlib.Path) -> bool:
