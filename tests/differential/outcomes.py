@@ -165,14 +165,10 @@ def _run(case: Case, folder: pathlib.Path) -> Outcome:
 
 def _needs_no_word(case: Case, outcome: Outcome, new: Built, truth: Values) -> bool:
     """Whether nothing is new in the program, and nothing has another chosen name, that a person would have to say."""
+    steps = set(case.refactor.steps)
     asked = case.late and outcome.message.startswith("UnbuiltModelError")
-    undecidable = naming(case.refactor.old) != "chosen" and any(s in UNDECIDABLE for s in case.refactor.steps)
-    return (
-        not asked
-        and not undecidable
-        and not DECLARED & set(case.refactor.steps)
-        and all(role in truth for role in new.variables)
-    )
+    undecidable = naming(case.refactor.old) != "chosen" and steps & UNDECIDABLE.keys()
+    return not (asked or undecidable or steps & DECLARED) and all(role in truth for role in new.variables)
 
 
 def _is_unseen(case: Case, path: str, folder: pathlib.Path) -> bool:

@@ -33,8 +33,8 @@ class Refactor:
 STRUCTURAL = set(CHANGING) - {"change optimizer", "add optimizer state"}
 # A new name, for what might as well be another layer of the same shape, is for a person to declare.
 DECLARED = {"rename layer", "rename attribute", "rename both", "rename terms", "nest", "unnest"}
-# Where layers have no names of their own, these leave two readings of the file. TensorFlow takes one of them, which may be
-# right; the other one is right for another program of the same file, so that a refusal is what is wanted.
+# Where layers have no names of their own, these leave two readings of the file. TensorFlow takes one of them, which may
+# be right; the other is right for another program of the same file, so that a refusal is what is wanted.
 UNDECIDABLE = {
     "made lines": "places and counters of layers disagree, as where the calls were exchanged",
     "remove layer": "which of several equal ones is gone",
