@@ -175,7 +175,10 @@ def _filter(node: ast.comprehension) -> Iterator[_Changed]:
 def _call(node: ast.Call) -> Iterator[_Changed]:
     if isinstance(node.func, ast.Name) and node.func.id in _CALLS:
         name = _CALLS[node.func.id]
-        yield f"{node.func.id} -> {name}", ast.Call(ast.Name(name), node.args, [] if name == "list" else node.keywords)
+        yield (
+            f"{node.func.id} -> {name}",
+            ast.Call(ast.Name(name, ast.Load()), node.args, [] if name == "list" else node.keywords),
+        )
     if any(k.arg == "key" for k in node.keywords):
         yield "key dropped", ast.Call(node.func, node.args, [k for k in node.keywords if k.arg != "key"])
     for position in range(len(node.args) - 1):

@@ -73,7 +73,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, file, loader=_Loader(fullname, file, self._mutant.tree))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _First:
     """A plugin of pytest that writes down the first test that fails."""
 
@@ -94,6 +94,7 @@ class _First:
 
 def _warm_up() -> None:
     """Imports what the package imports, and forgets the package itself."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     importlib.import_module("dist_restore")
     importlib.import_module("hypothesis.strategies")
     for name in [n for n in sys.modules if n.partition(".")[0] == "dist_restore"]:
@@ -104,12 +105,8 @@ def _run(mutant: Mutant | None, tests: Sequence[str], file: str) -> int:
     """In a process of its own: pytest's exit code."""
     if mutant is not None:
         sys.meta_path.insert(0, _Finder(mutant))
-    hypothesis.settings.register_profile(
-        "repeatable", derandomize=True, database=None, max_examples=_EXAMPLES.value, report_multiple_bugs=False
-    )
-    # What the tests register under this name would take its place.
-    hypothesis.settings.register_profile = lambda *args, **kwargs: None  # type: ignore[assignment,method-assign]
-    options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    hypothesis.settings.register_profile("mutate", derandomize=True, database=None, max_examples=_EXAMPLES.value)
+    options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-profile=mutate"]
     return int(pytest.main([*options, *tests], plugins=[_First(file)]))
 
 
@@ -200,9 +197,12 @@ def main(argv: list[str]) -> int:
         return 0 if mutants else 2
     _warm_up()
     with tempfile.TemporaryDirectory() as folder:
-        process = _fork(None, _TESTS.value, os.path.join(folder, "none"))
-        if os.waitpid(process, 0)[1]:
-            print("mutate: the tests fail without any change", file=sys.stderr)
+        file = os.path.join(folder, "none")
+        process = _fork(None, _TESTS.value, file)
+        while (killer := _ended(process, file, late=False)) is None:
+            time.sleep(0.05)
+        if killer:
+            print(f"mutate: the tests fail without any change: {killer}", file=sys.stderr)
             return 2
         survived = 0
         for number, result in enumerate(_results(mutants, _TESTS.value, folder), 1):
