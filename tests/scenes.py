@@ -91,7 +91,13 @@ def _nameless(node: Node) -> Node:
 def live(text: str) -> TargetIndex:
     made = read(text)
     leaves, optimizers = name_graph(made.nodes)
-    state = {child for node in made.nodes for edge, c in node.edges if edge == "_variables" for _, child in made.nodes[c].edges}
+    state = {
+        child
+        for node in made.nodes
+        for edge, c in node.edges
+        if edge == "_variables"
+        for _, child in made.nodes[c].edges
+    }
     variables = []
     for leaf in leaves:
         words = made.words.get(leaf.node, {})
