@@ -15,13 +15,23 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from build import Graph
+from dist_restore.automatic_names import looks_automatic
 from dist_restore.entries import Proof
 from dist_restore.graph import LayerName, Node, Scene
-from dist_restore.naming import name_graph
+from dist_restore.naming import NamedLeaf, name_graph
 from dist_restore.plan import RestorePlan
 from dist_restore.resolve.resolver import Options, resolve
 from dist_restore.resolve.rules import RuleSet
-from dist_restore.specs import CheckpointIndex, Group, SourceTensor, TargetIndex, TargetVariable, TensorSpec
+from dist_restore.specs import (
+    Alias,
+    AliasKind,
+    CheckpointIndex,
+    Group,
+    SourceTensor,
+    TargetIndex,
+    TargetVariable,
+    TensorSpec,
+)
 
 ROLES = ("momentum", "velocity")
 
@@ -104,12 +114,24 @@ def live(text: str) -> TargetIndex:
         group = Group.OPTIMIZER if leaf.slot or leaf.node in state else Group.MODEL
         variables.append(
             TargetVariable(
-                leaf.name, TensorSpec(made.shapes[leaf.node], "float32"), leaf.aliases, leaf.kind, group, leaf.slot,
+                leaf.name, TensorSpec(made.shapes[leaf.node], "float32"), _aliases(leaf), leaf.kind, group, leaf.slot,
                 words.get("keep", ""), words.get("note", ""), members=_members(words),
             )
         )  # fmt: skip
     scene = Scene(tuple(made.nodes), {leaf.node: leaf.name for leaf in leaves}, tuple(made.nodes))
     return TargetIndex(tuple(variables), optimizers, scene=scene)
+
+
+def _aliases(leaf: NamedLeaf) -> tuple[Alias, ...]:
+    """As the index of a live program has them: its path is a name unless Keras counted it up, flattened or not."""
+    path = leaf.leaf.full_name
+    if "/" not in path or leaf.slot is not None:
+        return leaf.aliases
+    counted = any(looks_automatic(part) for part in path.split("/")[:-1])
+    kinds = (AliasKind.COUNTED, AliasKind.COUNTED) if counted else (AliasKind.SEMANTIC, AliasKind.FLAT)
+    extra = [Alias(path, kinds[0]), Alias(path.replace("/", "_"), kinds[1])]
+    known = {leaf.name, *(e.name for e in extra)}
+    return (*(e for e in extra if e.name != leaf.name), *(a for a in leaf.aliases if a.name not in known))
 
 
 def _members(words: Mapping[str, str]) -> tuple[str, ...]:
