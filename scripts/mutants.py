@@ -70,7 +70,8 @@ def _make(path: str, tree: ast.Module, index: int, number: int, what: str) -> Mu
     new = [*_changes(old)][number][1]
     changed = _Replace(old, new).visit(changed)
     ast.fix_missing_locations(changed)
-    return Mutant(path, getattr(old, "lineno", 0), what, changed, _diff(tree, changed))
+    line = getattr(old.iter if isinstance(old, ast.comprehension) else old, "lineno", 0)
+    return Mutant(path, line, what, changed, _diff(tree, changed))
 
 
 def _diff(old: ast.Module, new: ast.Module) -> tuple[str, ...]:

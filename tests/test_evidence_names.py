@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import msgspec
 import pytest
 
@@ -12,7 +10,6 @@ from dist_restore.entries import Proof
 from dist_restore.resolve.evidence.by_number import by_number
 from dist_restore.resolve.evidence.lists import (
     Lists,
-    counters_of_flat,
     list_members,
     list_positions,
     rests_on_index,
@@ -52,11 +49,6 @@ def test_templates_leave_numbers_out() -> None:
     assert template_of_counted("net/dense_2/kernel_1") == ("net/dense/kernel_1", (0, 2))
     assert template_of_counted("dense_1234567890/w") == ("dense/w", (0,))
     assert template_of_counted("dense_123456789/w") == ("dense/w", (123456789,))
-    assert counters_of_flat("net_block_dense_2_w") == (0, 0, 2, 0)
-    assert (
-        counters_of_flat("3_net_12345678901") == (0, 123456789)
-        or counters_of_flat("3_net_12345678901")[-1] == 123456789
-    )
 
 
 # ---- Lists that are not the same -------------------------------------------------------------------------
@@ -99,7 +91,7 @@ def test_a_list_beside_one_that_is_not_the_same_stays() -> None:
     source = "m/x/0/w 4\nm/y/0/w 4\nm/y/1/w 4"
     done = plan(source, source + "\nm/x/1/w 4", keep=True)
     assert filled(done).keys() == {"m/y/0/w", "m/y/1/w"}
-    assert problems(done) == {"m/x/0/w": "ambiguous", "m/x/1/w": "ambiguous"} or "m/x/0/w" in problems(done)
+    assert problems(done)["m/x/0/w"] == "ambiguous"
 
 
 def test_names_without_an_index_are_better_words_for_a_match() -> None:
@@ -277,7 +269,7 @@ def test_only_variables_of_models_that_are_open_are_told() -> None:
     both, source = ours(DENSE), numbered("a", (4,), (3, 4))
     assert names(by_number(Side(both[:1], both), source)) == {"model/a/kernel": "a/vars/1"}
     assert not by_number(Side([], both), source)
-    assert not by_number(Side(both, both), [dataclasses.replace(t) if False else t for t in checkpoint("x 4").tensors])
+    assert not by_number(Side(both, both), checkpoint("x 4").tensors)
     others = [msgspec.structs.replace(v, group=program("optimizer/x 4").variables[0].group) for v in both]
     assert not counted(others, source)
     kept = [*both, *ours("model/a/seed 2")]

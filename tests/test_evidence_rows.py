@@ -141,6 +141,48 @@ def test_names_on_one_side_only_leave_the_order() -> None:
     }
 
 
+def test_a_member_with_a_name_that_was_inserted_moves_the_others() -> None:
+    """An index in a list is a place: what somebody called the layers outvotes it."""
+    found = pairs(matched(row("a b", edge="blocks"), row("a c b", edge="blocks")))
+    assert {t: s for t, s in found.items() if t.endswith("bias")} == {
+        "model/blocks/0/bias": "model/blocks/0/bias name",
+        "model/blocks/2/bias": "model/blocks/1/bias name",
+    }
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "expected"),
+    [
+        ("stem - head", "stem - base", {"model/blocks/0/w": 0, "model/blocks/1/w": 1, "model/blocks/2/w": 2}),
+        ("stem - head", "stem -", {"model/blocks/0/w": 0}),
+        ("stem -", "stem - base", {"model/blocks/0/w": 0}),
+        ("head - -", "- - base x", {"model/blocks/0/w": 1, "model/blocks/1/w": 2}),
+        ("- head", "base stem - -", {}),
+        ("- head", "- -", {"model/blocks/0/w": 0, "model/blocks/1/w": 1}),
+        ("- -", "base -", {"model/blocks/0/w": 0, "model/blocks/1/w": 1}),
+    ],
+)
+def test_members_without_any_name_are_compared_by_themselves(theirs: str, ours: str, expected: dict[str, int]) -> None:
+    """Where both sides have names that are not the same; where one has none, its members may have got them."""
+
+    def side(names: str) -> str:
+        full = ["w" if n == "-" else f"{n}/w" for n in names.split()]
+        return "\n".join(f"model/blocks/{i}/w 4 {n}" for i, n in enumerate(full)) + "\nmodel/x 4 x"
+
+    found = {t: s.split()[0] for t, s in pairs(matched(side(theirs), side(ours))).items() if t != "model/x"}
+    assert found == {t: f"model/blocks/{place}/w" for t, place in expected.items()}
+
+
+def test_a_layer_in_a_list_whose_name_the_checkpoint_lacks_is_order() -> None:
+    """Renamed, or replaced by another one of its shapes: nothing tells."""
+    done = pairs(matched(row("a b c", (4, 5, 6), edge="blocks"), row("a b d", (4, 5, 6), edge="blocks")))
+    assert {t[13]: s for t, s in done.items() if t.endswith("bias")} == {
+        "0": "model/blocks/0/bias name",
+        "1": "model/blocks/1/bias name",
+        "2": "model/blocks/2/bias order",
+    }
+
+
 # ---- What else knows the order ---------------------------------------------------------------------------
 
 

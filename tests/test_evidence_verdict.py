@@ -121,11 +121,13 @@ def test_a_place_in_a_list_of_another_layer_is_refused(
         )
 
 
-def marked(sources: list[SourceTensor], targets: list[TargetVariable], known: dict[str, Outcome]) -> list[Proof]:
+def marked(
+    sources: list[SourceTensor], targets: list[TargetVariable], known: dict[str, Outcome], unnamed: tuple[str, ...] = ()
+) -> list[Proof]:
     found: dict[str, Outcome] = {
         t.name: Match(s, "equal names", name=t.name) for t, s in zip(targets, sources, strict=True)
     }
-    outcomes = mark_indexes(found, targets, known)
+    outcomes = mark_indexes(found, targets, Walked(known, unnamed=frozenset(unnamed)))
     return [o.proof for t in targets if isinstance(o := outcomes[t.name], Match)]
 
 
@@ -137,6 +139,12 @@ def test_an_index_among_members_that_are_alike_is_order() -> None:
 def test_an_index_of_a_member_that_is_like_no_other_is_a_name() -> None:
     assert marked([A, B], [variable("m/0/w"), variable("m/1/w", (5,))], {}) == [Proof.NAME, Proof.NAME]
     assert marked([A, B], [variable("m/0/w"), variable("n/0/w")], {}) == [Proof.NAME, Proof.NAME]
+
+
+def test_an_index_of_a_layer_whose_name_the_checkpoint_lacks_is_order() -> None:
+    """The layer may have been renamed, or replaced by another one."""
+    assert marked([A], [variable("m/0/w")], {}, unnamed=("m/0/w",)) == [Proof.ORDER]
+    assert marked([A], [variable("m/head/w")], {}, unnamed=("m/head/w",)) == [Proof.NAME]
 
 
 def test_an_index_of_which_the_graphs_speak_is_theirs_to_judge() -> None:
@@ -152,7 +160,7 @@ def test_an_index_of_a_layer_that_both_sides_call_the_same_is_a_name() -> None:
 
 def test_a_conflict_of_an_index_stays() -> None:
     targets = [variable("m/0/w"), variable("m/1/w")]
-    found = mark_indexes({"m/0/w": DOUBT, "m/1/w": Match(B, "equal names", name="m/1/w")}, targets, {})
+    found = mark_indexes({"m/0/w": DOUBT, "m/1/w": Match(B, "equal names", name="m/1/w")}, targets, Walked({}))
     assert found == {"m/0/w": DOUBT, "m/1/w": Match(B, "equal names", name="m/1/w")}
 
 

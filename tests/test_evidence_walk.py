@@ -22,6 +22,7 @@ def pair(root: str, *names: str, edge: str = "_operations", size: int = 4) -> st
     )
 
 
+SLOTS = (("momentums", "momentum"), ("velocities", "velocity"))
 OLD, NEW = ("dense", "dense_1"), ("dense_7", "dense_8")
 
 
@@ -204,6 +205,24 @@ def test_a_program_of_equal_structure_and_names_is_sure() -> None:
     found = walked(pair("model/", *OLD), pair("model/", *NEW))
     assert found.sure == {f"model/dense_{i}/{n}" for i in (7, 8) for n in ("kernel", "bias")}
     assert walked(pair("net/", *OLD), pair("model/", *NEW)).sure == found.sure
+    assert walked(pair("", *OLD), pair("model/", *NEW)).sure == found.sure
+    assert len(walked(pair("model/", *OLD), pair("", *NEW)).sure) == 4
+
+
+def test_flat_names_that_differ_make_a_program_unsure_where_both_sides_have_them() -> None:
+    def side(*names: str) -> str:
+        owners = " ".join(f"model/blocks/{i}/w" for i in range(len(names)))
+        lines = [f"model/blocks/{i}/w {4 + i} w" for i in range(len(names))]
+        slots = [f"o/_{e}/{i} {4 + i} adam/{n}_{r}" for i, n in enumerate(names) for e, r in SLOTS]
+        return "\n".join([*lines, f"o adam {owners}", *slots])
+
+    plain = "model/blocks/0/w 4 w\nmodel/blocks/1/w 5 w"
+    sure = {f"model/blocks/{i}/w" for i in (0, 1)}
+    assert walked(side("dense_1_w", "stem_w"), side("dense_7_w", "stem_w")).sure >= sure
+    assert not walked(side("dense_1_w", "stem_w"), side("dense_7_w", "head_w")).sure & sure
+    assert not walked(side("dense_1_w", "stem_w"), side("conv2d_w", "stem_w")).sure & sure
+    assert walked(plain, side("dense_7_w", "head_w")).sure >= sure
+    assert walked(side("dense_7_w", "head_w"), plain).sure >= sure
 
 
 @pytest.mark.parametrize(
@@ -250,6 +269,12 @@ def test_conflicts_show_what_is_alike_first() -> None:
     assert other.candidates[0].name == "model/dense_1/kernel"
 
 
+def test_any_name_of_a_candidate_may_be_alike() -> None:
+    source = pair("model/", *OLD, "dense_2") + "\nmodel/_operations/1/beta -> model/_operations/1/bias"
+    found = walked(source, pair("model/", *NEW).replace("/bias", "/beta")).outcomes["model/dense_7/beta"]
+    assert isinstance(found, Conflict) and [c.name for c in found.candidates] == ["model/dense_1/bias"]
+
+
 def test_conflicts_without_candidates_are_none() -> None:
     found = walked(pair("model/", *OLD, "dense_2"), pair("model/", *NEW, size=5))
     assert found.outcomes == {}
@@ -266,9 +291,9 @@ def test_names_of_the_users_own_classes_are_automatic() -> None:
         layers = "\n".join(f"model/_operations/{i} layer:{n} counted" for i, n in enumerate(names))
         return f"{pair('model/', *names)}\n{layers}"
 
-    source = pair("model/", "my_block_1", "my_block_2")
-    assert pairs(matched(source, side("my_block_3", "my_block_4"))) == {
-        f"model/my_block_{i + 2}/{n}": f"model/my_block_{i}/{n} order" for i in (1, 2) for n in ("kernel", "bias")
+    found = walked(pair("model/", "my_block_1", "my_block_2"), side("my_block_3", "my_block_4"))
+    assert of(found) == {
+        f"model/my_block_{i + 2}/{n}": f"model/my_block_{i}/{n}" for i in (1, 2) for n in ("kernel", "bias")
     }
 
 
@@ -279,6 +304,14 @@ def test_the_checkpoints_own_counter_takes_no_part() -> None:
     assert theirs.scene is not None and ours.scene is not None
     found = by_walk((ours.scene, theirs.scene), ours.variables, theirs.tensors, (), ())
     assert "save_counter" not in found.outcomes and len(of(found)) == 4
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("", "net/"), ("net/", "")])
+def test_a_counter_of_saves_beside_a_bare_model_is_no_part_of_it(theirs: str, ours: str) -> None:
+    source, target = stored(pair(theirs, *OLD) + "\nsave_counter -"), live(pair(ours, *NEW) + "\nsave_counter -")
+    source = dataclasses.replace(source, tensors=tuple(_counter(t) for t in source.tensors))
+    target = dataclasses.replace(target, variables=tuple(_counter(v) for v in target.variables))
+    assert len(pairs(matched(source, target), skip=["save_counter"])) == 4
 
 
 Item = TypeVar("Item", SourceTensor, TargetVariable)
