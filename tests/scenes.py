@@ -77,7 +77,7 @@ def _optimizer(graph: Graph, made: Made, path: str, owners: list[int], label: st
 
 def stored(text: str, *, by_layer: bool = False) -> CheckpointIndex:
     """The checkpoint of a program; `by_layer`: as a file of weights has it, which has no full names."""
-    made = read(text)
+    made = _renumbered(read(text))
     if by_layer:
         made.nodes = [_nameless(node) for node in made.nodes]
     leaves, optimizers = name_graph(made.nodes)
@@ -91,6 +91,24 @@ def stored(text: str, *, by_layer: bool = False) -> CheckpointIndex:
     tensors.sort(key=lambda t: t.name)
     scene = Scene(tuple(made.nodes), {leaf.node: leaf.name for leaf in leaves}, by_layer=by_layer)
     return CheckpointIndex("ckpt-1", "tf2", tuple(tensors), optimizers, scene=scene)
+
+
+def _renumbered(made: Made) -> Made:
+    """The same graph with other numbers: what numbers objects have on two sides has nothing to do with each other."""
+    count = len(made.nodes)
+
+    def new(node: int) -> int:
+        return count - node if node else 0
+
+    nodes = {
+        new(i): msgspec.structs.replace(node, edges=tuple([(name, new(child)) for name, child in node.edges]))
+        for i, node in enumerate(made.nodes)
+    }
+    return Made(
+        [nodes[i] for i in range(count)],
+        {new(node): shape for node, shape in made.shapes.items()},
+        {new(node): words for node, words in made.words.items()},
+    )
 
 
 def _nameless(node: Node) -> Node:

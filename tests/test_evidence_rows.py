@@ -236,6 +236,17 @@ def test_an_optimizer_that_trains_one_of_two_is_no_veto() -> None:
     assert biases(pairs(done)) == {"dense_7": "model/dense order", "dense_8": "model/dense_1 order"}
 
 
+def test_members_that_got_names_are_in_order_with_the_others() -> None:
+    def side(*names: str) -> str:
+        full = [f"{n}/w" if n else "w" for n in names]
+        return "\n".join(f"model/blocks/{i}/w {4 + i} {n}" for i, n in enumerate(full)) + "\nmodel/x 4 x"
+
+    expected = {f"model/blocks/{i}/w": f"model/blocks/{i}/w order" for i in range(3)}
+    for theirs, ours in [(("", "", ""), ("", "a", "")), (("", "a", ""), ("", "", ""))]:
+        found = pairs(matched(side(*theirs), side(*ours)))
+        assert {t: s for t, s in found.items() if t != "model/x"} == expected
+
+
 # ---- What rules have settled -----------------------------------------------------------------------------
 
 KEEP = '[[rule]]\nkeep = "model/{}/{{rest}}"\n'
