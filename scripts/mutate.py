@@ -106,7 +106,16 @@ def _run(mutant: Mutant | None, tests: Sequence[str], file: str) -> int:
     if mutant is not None:
         sys.meta_path.insert(0, _Finder(mutant))
     hypothesis.settings.register_profile("mutate", derandomize=True, database=None, max_examples=_EXAMPLES.value)
-    options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-profile=mutate"]
+    options = [
+        "-x",
+        "-q",
+        "--no-header",
+        "--tb=no",
+        "--assert=plain",
+        "-p",
+        "no:cacheprovider",
+        "--hypothesis-profile=mutate",
+    ]
     return int(pytest.main([*options, *tests], plugins=[_First(file)]))
 
 

@@ -245,6 +245,8 @@ def test_the_models_own_name_is_no_part_of_a_label() -> None:
     assert three.label(at(three, "m/a")).text == ""
     mixed = view("m/a/w 4 net/stem/w\nm/b/w 4 head")
     assert mixed.label(at(mixed, "m/a")).text == "net/stem"
+    alone = view("m/a/w 4 net/stem/w\nm/c/w 4 net/head/w\nm/b/w 4 net")
+    assert alone.label(at(alone, "m/a")).text == "net/stem"
 
 
 def test_the_root_may_be_the_model() -> None:
