@@ -30,10 +30,12 @@ class Walked:
     Attributes:
       outcomes: target name -> match or conflict.
       sure: targets below a root that is the same program on both sides, all names included.
+      unnamed: targets in layers of which the checkpoint has none of that name, where others have names.
     """
 
     outcomes: Mapping[str, Outcome]
     sure: frozenset[str] = frozenset()
+    unnamed: frozenset[str] = frozenset()
 
 
 def by_walk(
@@ -79,7 +81,8 @@ class _Case:
             walk.start(*lonely, How.STRUCTURE)
             starts.append(lonely)
         outcomes = {**dict(self._conflicts(walk)), **dict(self._matches(walk))}
-        return Walked(outcomes, frozenset(self._sure(walk, starts)))
+        unnamed = frozenset(self._mine.names[v] for v, unclear in walk.unclear.items() if not unclear.theirs)
+        return Walked(outcomes, frozenset(self._sure(walk, starts)), unnamed)
 
     def _nodes(self, pins: Iterable[tuple[str, str]]) -> Iterator[tuple[int, int]]:
         ours = {name: node for node, name in self._scenes[0].names.items()}

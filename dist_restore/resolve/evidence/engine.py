@@ -101,7 +101,7 @@ class _Hearing:
         alignment = align(self._open, self._other, self._settled)
         named = by_name(self._mine, self._other, alignment)
         walked = self._walk(named, alignment)
-        found = hear(self._open, mark_indexes(named, self._open, walked.outcomes), walked)
+        found = hear(self._open, mark_indexes(named, self._open, walked), walked)
         found |= self._by_list(found)
         found |= by_number(Side(self._left(found), self._case.owned), self._free)
         found |= by_counter(self._open, found, self._unused(found), alignment)

@@ -114,17 +114,6 @@ def template_of_list(name: str) -> str:
     return "/".join([head, *("{}" if part.isdigit() else part for part in parts)])
 
 
-def counters_of_flat(name: str) -> tuple[int, ...]:
-    """The counter behind each word of a flattened name, 0 for none: `net_block_dense_2_w` gives (0, 0, 2, 0)."""
-    counters: list[int] = []
-    for part in name.split("_"):
-        if part.isdigit() and counters:
-            counters[-1] = int(part[:9])
-        elif part:
-            counters.append(0)
-    return tuple(counters)
-
-
 def template_of_flat(name: str) -> str:
     """A flattened name without its numbers: `net_block_1_dense_5_kernel` gives `net_block_dense_kernel`."""
     return re.sub(r"_+", "_", _NUMBER.sub("", name))

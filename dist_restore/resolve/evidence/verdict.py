@@ -107,24 +107,22 @@ def refuse_shared(found: Mapping[str, Outcome]) -> dict[str, Outcome]:
     return result
 
 
-def mark_indexes(
-    found: Mapping[str, Outcome], targets: Sequence[TargetVariable], known: Mapping[str, Outcome]
-) -> dict[str, Outcome]:
+def mark_indexes(found: Mapping[str, Outcome], targets: Sequence[TargetVariable], walked: Walked) -> dict[str, Outcome]:
     """Marks as order what rests on an index in a list whose members are alike, where no object graph says more.
 
     Args:
       found: outcomes of names.
       targets: those that are open.
-      known: targets of which the object graphs say something.
+      walked: what the object graphs say; a layer whose name they do not have may be another one.
     """
     families: dict[tuple[str, tuple[int, ...]], list[TargetVariable]] = collections.defaultdict(list)
     for target in targets:
-        outcome = found.get(target.name) if target.name not in known else None
+        outcome = found.get(target.name) if target.name not in walked.outcomes else None
         if isinstance(outcome, Match) and rests_on_index(outcome.name):
             families[template_of_list(outcome.name), target.spec.shape].append(target)
     result = dict(found)
     for members in families.values():
-        for target in members if len(members) > 1 else ():
+        for target in members if len(members) > 1 or members[0].name in walked.unnamed else ():
             outcome = found[target.name]
             if isinstance(outcome, Match) and not _says_members(target, outcome.source):
                 result[target.name] = Match(outcome.source, outcome.evidence, Proof.ORDER)
