@@ -67,7 +67,8 @@ _SAME = frozenset({"adam", "adamw"})
 
 def structure_of(library: str, attributes: Iterable[str]) -> tuple[str, ...]:
     """What tells the class: the library, and the sorted attributes that not every class has."""
-    own = sorted(set(attributes) - _ANY_CLASS)
+    # A mark that `targets` hangs on what it wants named is no attribute.
+    own = sorted({name for name in attributes if name.isidentifier()} - _ANY_CLASS)
     return (library, *own)
 
 

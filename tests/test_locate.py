@@ -81,7 +81,7 @@ def test_a_copied_directory_is_not_followed_to_where_it_was(managed, tmp_path):
 def test_a_copy_is_read_and_not_its_original(managed, tmp_path, caplog):
     Path(managed, "checkpoint").write_text(f'model_checkpoint_path: "{managed}/ckpt-2"\n')
     shutil.copytree(managed, tmp_path / "copy")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         assert resolve_prefix(str(tmp_path / "copy")) == str(tmp_path / "copy/ckpt-2")
     assert f"names {managed}/ckpt-2; took {tmp_path}/copy/ckpt-2" in caplog.text
     assert resolve_prefix(managed) == f"{managed}/ckpt-2"
