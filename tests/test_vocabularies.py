@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build import entry, filled, plan, problems, statuses
+from build import entry, filled, plan, problems
 from dist_restore import transforms as t
 from dist_restore.errors import DtypeMismatchError, PlanMismatchError, RuleError, ShapeMismatchError
 from dist_restore.plan import RestorePlan
