@@ -157,6 +157,12 @@ def test_a_part_that_fits_as_it_is_leaves_all_roots() -> None:
     assert aligned("optimizer/rate 4\nnet/b/w 4", "optimizer/rate 4\nb/w 4") == {}
 
 
+def test_a_root_of_an_optimizer_that_fits_goes_nowhere() -> None:
+    own = "optimizer/rate 4\n"
+    assert aligned(own + "optimizer/x/w 4\nnet/x/w 4", own + "model/x/w 4") == {"net": ("model",)}
+    assert aligned(own + "net/x/w 4", own + "optimizer/x/w 4") == {}
+
+
 def test_what_rules_say_of_roots_excludes_others() -> None:
     two = "x/a/w 4\ny/a/w 4"
     assert aligned(two, "m/a/w 4", ("m/b", "x/b")) == {"x": ("m",)}
@@ -221,8 +227,8 @@ def test_a_family_without_numbers_is_none() -> None:
 
 def test_flattened_names_that_disagree_say_so_first() -> None:
     source = "\n".join(flat(i, f"net_block_{i}_w") for i in range(2))
-    done = plan(source, "model/a/w 4 flat:net_block_0_w flat:net_block_1_w", keep=True)
-    assert entry(done, "model/a/w").reason == (
+    done = plan(source, "model/a1/w 4 flat:net_block_0_w flat:net_block_1_w", keep=True)
+    assert entry(done, "model/a1/w").reason == (
         "its names disagree: equal name 'net_block_0_w', which its slots carry points to "
         "'optimizer/trainable_variables/0'; equal name 'net_block_1_w', which its slots carry points to "
         "'optimizer/trainable_variables/1'."
@@ -240,6 +246,11 @@ def test_one_flattened_name_of_a_family_that_is_the_same_is_enough() -> None:
     assert filled(plan(source, "model/b0/w 4 flat:net_b_0_w", keep=True)) == {
         "model/b0/w": "optimizer/trainable_variables/0"
     }
+
+
+def test_several_names_of_one_tensor_are_one_claim() -> None:
+    source = "model/a/w 4 sem:model/b/w sem:model/c/w\nmodel/d/w 4"
+    assert filled(plan(source, "model/z/w 4 sem:model/b/w sem:model/c/w")) == {"model/z/w": "model/a/w"}
 
 
 def test_those_that_claim_one_source_by_another_name_name_each_other() -> None:

@@ -83,6 +83,13 @@ def test_conflicts_show_the_same_place_first_then_equal_shapes() -> None:
     )
 
 
+def test_eight_candidates_are_shown() -> None:
+    theirs, ours = checkpoint(nameless(*["4"] * 12), ADAM), program(trained("m/a", "m/b"), ADAM)
+    free = frozenset(t.name for t in theirs.tensors)
+    found = by_optimizer_list(ours, theirs, {}, frozenset({"m/a", "m/b"}), free, Vocabulary())["m/b"]
+    assert isinstance(found, Conflict) and len(found.candidates) == 8
+
+
 def test_shapes_that_differ_say_from_where_on() -> None:
     done = by_list(nameless("4", "5", "4"), trained("m/a", "m/b", "m/c", shapes=("4", "4", "5")))
     assert "and the shapes differ from 'm/b' on" in entry(done, "m/c").reason
@@ -108,9 +115,12 @@ def test_a_list_of_which_some_members_are_not_trained_says_nothing() -> None:
         (("x_w", "dense_w"), ("y_w", "dense_1_w"), False),
     ],
 )
-def test_automatic_names_in_a_list_must_agree(theirs: tuple[str, str], ours: tuple[str, str], is_filled: bool) -> None:
+@pytest.mark.parametrize("kind", ["cnt", "flat"])
+def test_automatic_names_in_a_list_must_agree(
+    theirs: tuple[str, str], ours: tuple[str, str], is_filled: bool, kind: str
+) -> None:
     target = "\n".join(
-        f"m/{n} 4 pos:optimizer/trainable_variables/{i} cnt:{flat}"
+        f"m/{n} 4 pos:optimizer/trainable_variables/{i} {kind}:{flat}"
         for i, (n, flat) in enumerate(zip("ab", ours, strict=True))
     )
     done = by_list(nameless("4", "4", flat=theirs), target)
@@ -193,6 +203,20 @@ def test_state_needs_an_optimizer_of_the_same_class_or_name(ours: str, theirs: s
 )
 def test_state_of_optimizers_that_differ_in_anything_is_not_filled(source: str) -> None:
     assert "optimizer/variables/0" not in states(source, STATE)
+
+
+def test_state_of_owners_in_another_order_is_not_filled() -> None:
+    source = STATE + "\nmodel/v 4 pos:optimizer/trainable_variables/1"
+    swapped = source.replace("s/1", "s/x").replace("trainable_variables/0", "trainable_variables/1")
+    assert states(source, source)
+    assert not states(swapped.replace("trainable_variables/x", "trainable_variables/0"), source)
+
+
+def test_state_with_names_is_not_compared_by_place() -> None:
+    def side(name: str) -> str:
+        return f"{STATE}\noptimizer/{name} 3 pos:optimizer/variables/2"
+
+    assert states(side("a"), side("b")).keys() == {"optimizer/variables/0", "optimizer/variables/1"}
 
 
 def test_state_that_rules_decided_is_left_alone() -> None:
