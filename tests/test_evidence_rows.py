@@ -108,7 +108,7 @@ def test_counts_that_differ_are_unclear(theirs: int, ours: int) -> None:
 
 def test_signatures_that_differ_are_unclear() -> None:
     done = matched(row("dense dense_1", (4, 5)), row("dense_7 dense_8", (5, 4)))
-    assert not pairs(done)
+    assert not pairs(done) and len(refused(done)) == 4
     assert set(refused(done).values()) == {
         "its layer has an automatic name (dense), so only the order could tell, and their shapes or variables differ."
     }
@@ -232,8 +232,9 @@ def test_an_optimizers_list_that_only_one_side_has_is_no_veto() -> None:
 
 
 def test_an_optimizer_that_trains_one_of_two_is_no_veto() -> None:
-    done = matched(trained("dense dense_1", "1"), trained("dense_7 dense_8", "0 1"))
-    assert biases(pairs(done)) == {"dense_7": "model/dense order", "dense_8": "model/dense_1 order"}
+    for one in ("0", "1"):
+        done = matched(trained("dense dense_1", one), trained("dense_7 dense_8", "0 1"))
+        assert biases(pairs(done)) == {"dense_7": "model/dense order", "dense_8": "model/dense_1 order"}
 
 
 def test_members_that_got_names_are_in_order_with_the_others() -> None:
@@ -295,6 +296,23 @@ def test_a_source_of_two_targets_pins_one_layer_only() -> None:
     )
     done = matched(row("dense dense_1"), row("dense_7 dense_8").replace("3x4", "2x4", 1).replace("3x4", "1x4", 1), more)
     assert all("dense/bias name" not in p for p in pairs(done).values())
+
+
+def test_what_is_made_of_several_layers_pins_none() -> None:
+    rules = """
+    [[rule]]
+    from = ["model/dense/kernel", "model/dense_1/kernel"]
+    to = "model/dense_8/kernel"
+    ops = [{ concat = { axis = 0 } }]
+    [[rule]]
+    keep = "model/dense_7/kernel"
+    """
+    done = matched(row("dense dense_1"), row("dense_7") + "\n" + _second(row("- dense_8").replace("3x4", "6x4")), rules)
+    assert biases(pairs(done)) == {"dense_7": "model/dense order", "dense_8": "model/dense_1 order"}
+
+
+def _second(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if "/1/" in line)
 
 
 # ---- Files that tell layers by class ---------------------------------------------------------------------

@@ -353,6 +353,6 @@ def test_nodes_that_are_not_reached_do_no_harm() -> None:
 def test_numbered_variables_are_told_by_shapes_that_occur_once(
     ours: str, theirs: str, expected: dict[str, str]
 ) -> None:
-    mine, other = view(ours, by_layer=True), view(theirs, by_layer=True)
+    mine, other = view(ours, by_layer=True), view(f"first/x/y/z 1\n{theirs}", by_layer=True)
     found = dict(pair_numbers(mine, other, at(mine, "m"), at(other, "m")))
     assert {label: other.names[node] for label, node in found.items()} == expected

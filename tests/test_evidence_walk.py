@@ -198,6 +198,9 @@ def test_roots_that_are_not_there_are_no_roots(roots: tuple[tuple[str, str], ...
 
 def test_the_root_itself_may_belong_to_a_root() -> None:
     assert of(walked(pair("net/", *OLD), pair("", *NEW), roots=(("", "net"),)))["dense_7/bias"] == "net/dense/bias"
+    two = pair("net/", *NEW) + "\n" + pair("ema/", *NEW)
+    assert of(walked(pair("", *OLD), two, roots=(("net", ""),)))["net/dense_7/bias"] == "dense/bias"
+    assert of(walked(pair("", *OLD), two)) == {}
     assert of(walked(pair("", *OLD), pair("net/", *NEW), roots=(("net", ""),)))["net/dense_7/bias"] == "dense/bias"
 
 
@@ -237,6 +240,19 @@ def test_flat_names_that_differ_make_a_program_unsure_where_both_sides_have_them
 )
 def test_a_program_that_differs_in_anything_is_not_sure(target: str) -> None:
     assert not walked(pair("model/", *OLD), target).sure
+
+
+def test_attributes_under_other_names_make_a_program_unsure() -> None:
+    text = "model/a/w 4 {0}/w\nmodel/b/w 4 other/w"
+    assert walked(text.format("stem"), text.format("stem")).sure == {"model/a/w", "model/b/w"}
+    assert not walked(text.format("stem"), text.format("head")).sure
+
+    def slots(name: str) -> str:
+        lists = [f"o/_{e}/0 4 adam/{name}_w_{r}" for e, r in SLOTS]
+        return "\n".join(["model/a/w 4 w", "model/b/w 4 x", "o adam model/a/w", *lists])
+
+    assert walked(slots("stem"), slots("stem")).sure >= {"model/a/w", "model/b/w"}
+    assert not walked(slots("stem"), slots("head")).sure & {"model/a/w", "model/b/w"}
 
 
 def test_one_of_two_models_may_be_sure() -> None:
