@@ -197,7 +197,7 @@ def test_layers_with_named_variables_say_where_the_root_is() -> None:
     assert len(names(counted(target, [*source, *checkpoint("net/x/b/w 4\nnet/x/b/z 4 kind:positional").tensors]))) == 2
     rows = "\n".join(f"model/dense_{i}/kernel 3x4 kind:counted\nmodel/dense_{i}/bias 4 kind:counted" for i in (7, 8))
     two = [*numbered("dense", (4,), (3, 4), kind="counted"), *numbered("dense_1", (4,), (3, 4), kind="counted")]
-    more = checkpoint("dense_2/kernel 3x4 kind:counted\ndense_2/bias 4 kind:counted").tensors
+    more = checkpoint("dense_2/kernel 3x4 kind:positional\ndense_2/bias 4 kind:counted").tensors
     assert names(counted(ours(rows), two)) and not names(counted(ours(rows), [*two, *more]))
 
 

@@ -206,10 +206,11 @@ def test_state_of_optimizers_that_differ_in_anything_is_not_filled(source: str) 
 
 
 def test_state_of_owners_in_another_order_is_not_filled() -> None:
-    source = STATE + "\nmodel/v 4 pos:optimizer/trainable_variables/1"
-    swapped = source.replace("s/1", "s/x").replace("trainable_variables/0", "trainable_variables/1")
-    assert states(source, source)
-    assert not states(swapped.replace("trainable_variables/x", "trainable_variables/0"), source)
+    def side(*owners: str) -> str:
+        return "\n".join([trained(*owners), *STATE.splitlines()[1:]])
+
+    assert states(side("model/v", "model/w"), side("model/v", "model/w"))
+    assert not states(side("model/v", "model/w"), side("model/w", "model/v"))
 
 
 def test_state_with_names_is_not_compared_by_place() -> None:

@@ -107,7 +107,7 @@ def test_counts_that_differ_are_unclear(theirs: int, ours: int) -> None:
 
 
 def test_signatures_that_differ_are_unclear() -> None:
-    done = matched(row("dense dense_1", (4, 5)), row("dense_7 dense_8", (5, 4)))
+    done = matched("a/b/c/d/e/f/w 9\n" + row("dense dense_1", (4, 5)), row("dense_7 dense_8", (5, 4)))
     assert not pairs(done) and len(refused(done)) == 4
     assert set(refused(done).values()) == {
         "its layer has an automatic name (dense), so only the order could tell, and their shapes or variables differ."

@@ -302,6 +302,14 @@ def test_the_words_of_a_program_are_the_names_that_keras_counted() -> None:
     assert [*own_words(target.scene)] == ["my_block"]
 
 
+def test_a_file_of_one_models_weights_is_the_model_where_there_is_one() -> None:
+    source = stored("kernel 4\na/kernel 5\na layer: kind:dense", by_layer=True)
+    layer = "{0}/kernel 4\n{0}/b/kernel 5\n{0} layer:x kind:net\n{0}/b layer:b kind:dense"
+    assert pairs(matched(source, live(layer.format("model"))))["model/kernel"].startswith("kernel ")
+    assert not pairs(matched(source, live(layer.format("model") + "\n" + layer.format("ema"))))
+    assert not pairs(matched(source, live("w 7")))
+
+
 def test_names_of_the_users_own_classes_are_automatic() -> None:
     def side(*names: str) -> str:
         layers = "\n".join(f"model/_operations/{i} layer:{n} counted" for i, n in enumerate(names))
