@@ -70,3 +70,9 @@ class Scene:
     names: Mapping[int, str]
     everything: tuple[Node, ...] = ()
     by_layer: bool = False
+
+    def full_names(self) -> dict[str, str]:
+        """Canonical name -> the name that the variable gave itself."""
+        nodes = self.nodes
+        pairs = [(name, nodes[index].leaf) for index, name in self.names.items()]
+        return {name: leaf.full_name for name, leaf in pairs if leaf is not None}

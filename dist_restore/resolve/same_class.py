@@ -24,12 +24,14 @@ def same_class(ours: OptimizerInfo, theirs: OptimizerInfo, role: str) -> bool:
 
 
 def _may_be(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:
-    """Whether what nobody named keeps just what the program's class keeps: slots of tf_keras that were built, not made.
-
-    One attribute does not tell a class: those of users have a `momentum` too.
-    """
-    kept = ours.structure == theirs.structure and len(theirs.structure) > 2
+    """Whether what nobody named keeps just what the program's class keeps: slots of tf_keras that were built, not made."""
+    kept = ours.structure == theirs.structure and len(theirs.structure) > 1
     return kept and ours.family in classes_of(theirs.structure)
+
+
+def is_presumed(theirs: OptimizerInfo) -> bool:
+    """Whether nothing but what it keeps says the class, and that is one attribute, which other classes have too."""
+    return not theirs.family and not theirs.label and len(theirs.structure) < 3
 
 
 def _same_label(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:

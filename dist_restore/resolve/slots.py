@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from dist_restore.entries import PlanEntry, Problem, Status
+from dist_restore.entries import PlanEntry, Problem, Proof, Status
 from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.evidence.by_state_number import NumberedSlots
 from dist_restore.resolve.evidence.outcome import Match
 from dist_restore.resolve.keep_advice import keep_rules
 from dist_restore.resolve.nearest import quote
-from dist_restore.resolve.same_class import OF_ALL, same_class
+from dist_restore.resolve.same_class import OF_ALL, is_presumed, same_class
 from dist_restore.slot_roles import SHADOWS, begins_above_zero, begins_with, degree_of, is_copy, role_of_slot
 from dist_restore.specs import (
     AliasKind,
@@ -121,7 +121,10 @@ class SlotResolver:
             return self._lacks(target, owner, reason, self._stored(role, missing))
         # Where a name that somebody chose hides the class in the checkpoint, it is that of the program (`_same_class`).
         family = optimizer.family or self._ours.get(slot.optimizer, optimizer).family
-        return self._build(target, owner.choice, tensors, family)
+        choice = owner.choice
+        if is_presumed(optimizer):  # no proof, and said to be none
+            choice = msgspec.structs.replace(choice, proof=Proof.ORDER)
+        return self._build(target, choice, tensors, family)
 
     def with_advice(self, entries: Iterable[PlanEntry]) -> list[PlanEntry]:
         """The entries of all slots, those that the checkpoint lacks with the rules of which one says what is meant."""

@@ -69,11 +69,18 @@ def _optimizers(value: Mapping[str, object]) -> Iterator[str]:
         inside = options.get("inner_optimizer") if isinstance(options, dict) else None
 
 
+def _is_operation(value: object) -> bool:
+    return isinstance(value, dict) and ".ops." in f"{value.get('module', '')}."
+
+
 def _members(values: list[object], depth: int) -> dict[str, LayerConfig]:
-    """Group names as Keras makes them: the class, and a counter from the second one on."""
+    """Group names as Keras makes them: the class, and a counter from the second one on.
+
+    An operation (`x + 1` is an `Add` too) is in the config, and no layer: Keras counts it not.
+    """
     counts: dict[str, int] = {}
     found: dict[str, LayerConfig] = {}
-    for layer in (_layer(value, depth) for value in values):
+    for layer in (_layer(value, depth) for value in values if not _is_operation(value)):
         count = counts.get(layer.layer_class, 0)
         counts[layer.layer_class] = count + 1
         found[f"{layer.layer_class}_{count}" if count else layer.layer_class] = layer

@@ -14,7 +14,6 @@ from dist_restore.automatic_names import looks_automatic, without_counter
 from dist_restore.graph import LayerName, Leaf, Node, Scene
 from dist_restore.sources.hdf5 import Group
 from dist_restore.sources.keras_config import LayerConfig
-from dist_restore.sources.keras_layers import class_of
 from dist_restore.specs import SourceTensor
 
 _VARS, _LAYERS, _OPTIMIZER = "vars", "layers", "optimizer"
@@ -42,7 +41,7 @@ class _Builder:
             if name == _VARS or (name == _OPTIMIZER and not index):
                 continue
             if _VARS in child.groups:
-                edges.append((name, self.layer(child, class_of(_own_name(child)), None)))
+                edges.append((name, self.layer(child, _class_of(_own_name(child)), None)))
             else:
                 members = config.members if config is not None and name == _LAYERS else {}
                 edges.append((name, self._row(child, members)))
@@ -75,6 +74,11 @@ class _Builder:
             edges.append((str(place), number))
         self.nodes[index] = Node(tuple(edges))
         return index
+
+
+def _class_of(own_name: str) -> str:
+    """The class that an automatic name gives away; a name that somebody chose may sound like another one."""
+    return without_counter(own_name) if looks_automatic(own_name) else ""
 
 
 def in_order(name: str) -> tuple[str, int]:

@@ -10,6 +10,17 @@ import pytest
 from own_checkpoint import EVERYTHING, Mode
 
 Builder = Callable[[], object]
+# Read natively, and refused: each for a reason that docs/dev/known_gaps.md has.
+KNOWN_GAPS = {
+    "hub-DeiT-weights_h5": "a user's layer with two variables of one shape is numbered in the file",
+    "hub-DeiT-nested_weights_h5": "a user's layer with two variables of one shape is numbered in the file",
+    "hub-DeiT-keras": "a user's layer with two variables of one shape is numbered in the file",
+    "hub-RWKV7-compiled_weights_h5": "a user's layer with several variables of one shape is numbered in the file",
+    "hub-RWKV7-compiled_keras": "a user's layer with several variables of one shape is numbered in the file",
+    "hub-Moonshine-weights_h5": "a user's layer with several variables of one shape is numbered in the file",
+    "garden-ElectraPretrainer-compiled_built": "tf_keras slots whose owners' names are not unique",
+    "garden-ElectraPretrainer-compiled": "tf_keras slots whose owners' names are not unique",
+}
 COPIES = 3
 
 
@@ -23,8 +34,10 @@ def cases(library: str, networks: Mapping[str, Builder], modes: Iterable[Mode]) 
     """Every network in every mode; one process of pytest-xdist takes all modes of a network."""
     for name, build in networks.items():
         for mode in modes:
-            mark = pytest.mark.xdist_group(f"{library}-{name}")
-            yield pytest.param(build, mode, id=f"{library}-{name}-{mode.name}", marks=mark)
+            label = f"{library}-{name}-{mode.name}"
+            marks = [pytest.mark.xdist_group(f"{library}-{name}")]
+            marks += [pytest.mark.xfail(reason=KNOWN_GAPS[label], strict=False)] if label in KNOWN_GAPS else []
+            yield pytest.param(build, mode, id=label, marks=marks)
 
 
 def spread(library: str, networks: Mapping[str, Builder], modes: Iterable[Mode], few: int) -> Iterator[object]:

@@ -59,17 +59,6 @@ IMAGES: Mapping[str, Callable[[], Model]] = {
     "ViT": functools.partial(tiny, "ViTBackbone", patch_size=(8, 8)),
     "DINOV2": functools.partial(tiny, "DINOV2Backbone", image_shape=(16, 16, 3)),
     "DeiT": functools.partial(tiny, "DeiTBackbone", patch_size=(8, 8)),
-    "ResNet": functools.partial(
-        tiny,
-        "ResNetBackbone",
-        input_conv_filters=[8],
-        input_conv_kernel_sizes=[3],
-        stackwise_num_filters=[64, 64],
-        stackwise_num_blocks=[1, 2],
-        stackwise_num_strides=[1, 2],
-        block_type="basic_block",
-        image_shape=(16, 16, 3),
-    ),
     "DenseNet": functools.partial(
         tiny, "DenseNetBackbone", stackwise_num_repeats=[2, 2], growth_rate=4, image_shape=(32, 32, 3)
     ),

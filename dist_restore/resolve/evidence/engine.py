@@ -13,9 +13,10 @@ A function of two indexes and of what rules decided. Slots are not asked: they f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dist_restore.automatic_names import Vocabulary
+from dist_restore.graph import Scene
 from dist_restore.resolve.apply_rules import Decisions
 from dist_restore.resolve.evidence.by_counter import by_counter
 from dist_restore.resolve.evidence.by_name import by_name
@@ -101,7 +102,7 @@ class _Hearing:
         alignment = align(self._open, self._other, self._settled)
         named = by_name(self._mine, self._other, alignment)
         walked = self._walk(named, alignment)
-        found = hear(self._open, mark_indexes(named, self._open, walked), walked)
+        found = hear(self._open, mark_indexes(named, self._open, walked, self._called()), walked)
         found |= self._by_list(found)
         found |= by_number(Side(self._left(found), self._case.owned), self._free)
         found |= by_counter(self._open, found, self._unused(found), alignment)
@@ -116,16 +117,34 @@ class _Hearing:
 
     def _walk(self, named: Mapping[str, Outcome], alignment: Alignment) -> Walked:
         scenes = self._case.targets.scene, self._case.sources.scene
-        if scenes[0] is None or scenes[1] is None or not self._is_needed(named):
+        if scenes[0] is None or scenes[1] is None or not self._is_needed(named, scenes[0], scenes[1]):
             return Walked({})
         matches = ((n, o) for n, o in named.items() if isinstance(o, Match))
         hard = [(n, o.source.name) for n, o in matches if not rests_on_index(o.name)]
         return by_walk((scenes[0], scenes[1]), self._open, self._free, [*self._whole, *hard], alignment.clear_pairs())
 
-    def _is_needed(self, named: Mapping[str, Outcome]) -> bool:
-        """Names that somebody chose are enough where they say all: most of large programs."""
-        outcomes = (named.get(v.name) for v in self._open)
-        return any(not isinstance(outcome, Match) or rests_on_index(outcome.name) for outcome in outcomes)
+    def _is_needed(self, named: Mapping[str, Outcome], mine: Scene, other: Scene) -> bool:
+        """Names that somebody chose are enough where they say all; and indexes, where all full names say the same.
+
+        So it is for most of large programs, which are not walked then.
+        """
+        if not all(isinstance(named.get(v.name), Match) or v.tracker_only for v in self._open):
+            return True
+        weak = [(n, o) for n, o in named.items() if isinstance(o, Match) and rests_on_index(o.name)]
+        if not weak:
+            return False
+        if mine.by_layer or other.by_layer or (self._case.targets.optimizers and self._case.sources.optimizers):
+            return True
+        ours, theirs = mine.full_names(), other.full_names()
+        return any(ours.get(name) != theirs.get(o.source.name) for name, o in weak)
+
+    def _called(self) -> Callable[[str], str]:
+        """What the full name of a variable says of the layer that it is in, counters apart."""
+        scene = self._case.targets.scene
+        if scene is None:
+            return lambda name: ""
+        names, words = scene.full_names(), Vocabulary(own_words(scene))
+        return lambda name: words.path(names.get(name, "").rpartition("/")[0]).text
 
     def _by_list(self, found: Mapping[str, Outcome]) -> dict[str, Outcome]:
         left = frozenset(v.name for v in self._left(found))

@@ -7,7 +7,7 @@ a conflict that names both.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dist_restore.entries import Proof
 from dist_restore.resolve.evidence.by_walk import Walked
@@ -107,19 +107,25 @@ def refuse_shared(found: Mapping[str, Outcome]) -> dict[str, Outcome]:
     return result
 
 
-def mark_indexes(found: Mapping[str, Outcome], targets: Sequence[TargetVariable], walked: Walked) -> dict[str, Outcome]:
+def mark_indexes(
+    found: Mapping[str, Outcome],
+    targets: Sequence[TargetVariable],
+    walked: Walked,
+    called: Callable[[str], str] = lambda name: "",
+) -> dict[str, Outcome]:
     """Marks as order what rests on an index in a list whose members are alike, where no object graph says more.
 
     Args:
       found: outcomes of names.
       targets: those that are open.
       walked: what the object graphs say; a layer whose name they do not have may be another one.
+      called: name of a target -> what its layer is called, where both sides say the same.
     """
-    families: dict[tuple[str, tuple[int, ...]], list[TargetVariable]] = collections.defaultdict(list)
+    families: dict[tuple[str, tuple[int, ...], str], list[TargetVariable]] = collections.defaultdict(list)
     for target in targets:
         outcome = found.get(target.name) if target.name not in walked.outcomes else None
         if isinstance(outcome, Match) and rests_on_index(outcome.name):
-            families[template_of_list(outcome.name), target.spec.shape].append(target)
+            families[template_of_list(outcome.name), target.spec.shape, called(target.name)].append(target)
     result = dict(found)
     for members in families.values():
         for target in members if len(members) > 1 or members[0].name in walked.unnamed else ():
