@@ -24,9 +24,8 @@ def same_class(ours: OptimizerInfo, theirs: OptimizerInfo, role: str) -> bool:
 
 
 def _may_be(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:
-    """Whether what nobody named keeps just what the program's class keeps: slots of tf_keras that were built, not made."""
-    kept = ours.structure == theirs.structure and len(theirs.structure) > 1
-    return kept and ours.family in classes_of(theirs.structure)
+    """Whether what nobody named keeps what the program's class keeps: slots of tf_keras that were built, not made."""
+    return _same_structure(ours, theirs) and ours.family in classes_of(theirs.structure)
 
 
 def is_presumed(theirs: OptimizerInfo) -> bool:
