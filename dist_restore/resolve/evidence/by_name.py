@@ -102,7 +102,8 @@ def _judge(claims: Sequence[_Claim], alignment: Alignment) -> Outcome:
 
 def _match(claims: Sequence[_Claim]) -> Match:
     """All claims say the same: the best of them is one without an index."""
-    name = next((c.name for c in claims if not rests_on_index(c.name)), claims[0].name)
+    better = (c.name for c in claims if not rests_on_index(c.name)) if len(claims) > 1 else iter(())
+    name = next(better, claims[0].name)
     return Match(claims[0].source, claims[0].evidence, name=name)
 
 

@@ -24,6 +24,8 @@ def hear(targets: Sequence[TargetVariable], named: Mapping[str, Outcome], walked
       named: what names say.
       walked: what the object graphs say.
     """
+    if not walked.outcomes:
+        return dict(named)
     found: dict[str, Outcome] = {}
     for target in targets:
         name, walk = named.get(target.name), walked.outcomes.get(target.name)
@@ -92,6 +94,9 @@ def _are_others(ours: Sequence[str], theirs: Sequence[str]) -> bool:
 
 def refuse_shared(found: Mapping[str, Outcome]) -> dict[str, Outcome]:
     """Refuses what rests on less than a name where another target has the same source."""
+    sources = [id(outcome.source) for outcome in found.values() if isinstance(outcome, Match)]
+    if len(set(sources)) == len(sources):
+        return dict(found)
     holders: dict[int, list[str]] = collections.defaultdict(list)
     for target, outcome in found.items():
         if isinstance(outcome, Match):
@@ -122,10 +127,12 @@ def mark_indexes(
       called: name of a target -> what its layer is called, where both sides say the same.
     """
     families: dict[tuple[str, tuple[int, ...], str], list[TargetVariable]] = collections.defaultdict(list)
+    templates = _Templates()
     for target in targets:
         outcome = found.get(target.name) if target.name not in walked.outcomes else None
-        if isinstance(outcome, Match) and rests_on_index(outcome.name):
-            families[template_of_list(outcome.name), target.spec.shape, called(target.name)].append(target)
+        template = templates.of(outcome.name) if isinstance(outcome, Match) else ""
+        if template:
+            families[template, target.spec.shape, called(target.name)].append(target)
     result = dict(found)
     for members in families.values():
         for target in members if len(members) > 1 or members[0].name in walked.unnamed else ():
@@ -133,6 +140,23 @@ def mark_indexes(
             if isinstance(outcome, Match) and not _says_members(target, outcome.source):
                 result[target.name] = Match(outcome.source, outcome.evidence, Proof.ORDER)
     return result
+
+
+class _Templates:
+    """Names without their indexes; siblings share all but the last part, of which there are few."""
+
+    def __init__(self) -> None:
+        self._heads: dict[str, str] = {}
+
+    def of(self, name: str) -> str:
+        """The template of a name; empty where it has no index."""
+        head, _, last = name.rpartition("/")
+        found = self._heads.get(head)
+        if found is None:
+            found = self._heads[head] = template_of_list(head) if rests_on_index(head) else ""
+        if last.isdigit() or not head:
+            return template_of_list(name) if rests_on_index(name) else ""
+        return f"{found}/{last}" if found else ""
 
 
 def _says_members(target: TargetVariable, source: SourceTensor) -> bool:
