@@ -140,7 +140,9 @@ def _pair_by_order(mine: View, other: View, group: _Group, *, same: bool) -> Ite
         yield Unclear(group.ours, group.theirs, f"{_only_order(group)}, and {trouble}")
         return
     for ours, theirs, sig in zip(group.ours, group.theirs, sigs[0], strict=True):
-        yield Paired(ours, theirs, How.STRUCTURE if same and sig not in twins else How.ORDER)
+        # A file that tells layers by class has them at one of several places: what is alone may be another one.
+        sure = same and sig not in twins and not mine.by_layer
+        yield Paired(ours, theirs, How.STRUCTURE if sure else How.ORDER)
 
 
 def _of(sigs: Sequence[int], sig: int) -> list[int]:
