@@ -17,13 +17,12 @@ from dist_restore.entries import Proof
 from dist_restore.resolve.evidence.by_counter import by_counter
 from dist_restore.resolve.evidence.by_name import by_name
 from dist_restore.resolve.evidence.lists import template_of_counted
+from dist_restore.resolve.evidence.numbers import PAIR
 from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
 from dist_restore.resolve.evidence.roots import align
 from dist_restore.resolve.names import Side
 from dist_restore.specs import Alias, AliasKind, Group, SourceTensor, TargetVariable, TensorSpec
 
-# Either can be left out of a layer by an option, and what is left looks the same.
-_PAIR = frozenset({"gamma", "beta"})
 _ORDER = re.compile(r"(?:^|.*/)(?:_operations/|layer-)(\d+)/[^/]+\Z")
 _Layer = Sequence[TargetVariable] | Sequence[SourceTensor]
 # What a layer's name leads to: the layer in the file and what that rests on, or outcomes for all its variables.
@@ -174,7 +173,7 @@ def _trouble(ours: Sequence[TargetVariable], theirs: Sequence[SourceTensor]) -> 
         return "their shapes are not those of the model's"
     if len({t.spec.shape for t in theirs}) < len(theirs):
         return "some of them have one shape"
-    if len({v.name.rpartition("/")[2] for v in ours} & _PAIR) == 1:
+    if len({v.name.rpartition("/")[2] for v in ours} & PAIR) == 1:
         return "gamma and beta look the same where one of them is left out"
     return ""
 
