@@ -13,6 +13,7 @@ A function of two indexes and of what rules decided. Slots are not asked: they f
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from dist_restore.automatic_names import Vocabulary
@@ -135,15 +136,22 @@ class _Hearing:
             return False
         if mine.by_layer or other.by_layer or (self._case.targets.optimizers and self._case.sources.optimizers):
             return True
-        ours, theirs = mine.full_names(), other.full_names()
+        ours, theirs = self._full_names, other.full_names()
         return any(ours.get(name) != theirs.get(o.source.name) for name, o in weak)
+
+    @functools.cached_property  # asked for by two witnesses, of some 50,000 variables
+    def _full_names(self) -> Mapping[str, str]:
+        scene = self._case.targets.scene
+        return scene.full_names() if scene is not None else {}
+
+    @functools.cached_property
+    def _words(self) -> Vocabulary:
+        scene = self._case.targets.scene
+        return Vocabulary(own_words(scene) if scene is not None else ())
 
     def _called(self) -> Callable[[str], str]:
         """What the full name of a variable says of the layer that it is in, counters apart."""
-        scene = self._case.targets.scene
-        if scene is None:
-            return lambda name: ""
-        names, words = scene.full_names(), Vocabulary(own_words(scene))
+        names, words = self._full_names, self._words
         return lambda name: words.path(names.get(name, "").rpartition("/")[0]).text
 
     def _by_list(self, found: Mapping[str, Outcome]) -> dict[str, Outcome]:
@@ -154,6 +162,4 @@ class _Hearing:
             n: Match(a.sources[0], "rule") for n, a in self._case.decisions.assigned.items() if len(a.sources) == 1
         }
         free = frozenset(t.name for t in self._unused(found))
-        scene = self._case.targets.scene
-        words = Vocabulary(own_words(scene) if scene is not None else ())
-        return by_optimizer_list(self._case.targets, self._case.sources, {**found, **ruled}, left, free, words)
+        return by_optimizer_list(self._case.targets, self._case.sources, {**found, **ruled}, left, free, self._words)
