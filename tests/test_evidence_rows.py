@@ -197,7 +197,7 @@ def test_counters_in_another_order_than_places_veto_twins(ours: str) -> None:
 
 def test_counters_veto_no_members_that_differ_otherwise() -> None:
     done = matched(row("dense dense_1", (4, 5)), row("dense_8 dense_7", (4, 5)))
-    assert biases(pairs(done)) == {"dense_8": "model/dense structure", "dense_7": "model/dense_1 structure"}
+    assert biases(pairs(done)) == {"dense_8": "model/dense order", "dense_7": "model/dense_1 order"}
 
 
 def test_counters_that_are_the_same_for_two_say_nothing() -> None:
@@ -277,7 +277,7 @@ def test_a_layer_that_a_rule_has_moved_leaves_the_rest_in_order() -> None:
 def test_a_rule_for_one_variable_pins_its_whole_layer() -> None:
     rules = {"model/dense_1/kernel": "model/dense_7/kernel"}
     done = matched(row("dense dense_1"), row("dense_7 dense_8"), rules)
-    assert biases(pairs(done)) == {"dense_7": "model/dense_1 name", "dense_8": "model/dense structure"}
+    assert biases(pairs(done)) == {"dense_7": "model/dense_1 name", "dense_8": "model/dense order"}
 
 
 def test_rules_that_mix_two_layers_pin_neither() -> None:
@@ -377,3 +377,23 @@ def test_layers_that_differ_need_no_names_in_files_of_weights() -> None:
 
 def test_another_count_of_a_class_is_refused_in_files_of_weights() -> None:
     assert weights(by_layer(":dense", ":dense"), program("+dense:dense", "+dense_1:dense", "+dense_2:dense")) == {}
+
+
+# ---- Counted in another order ----------------------------------------------------------------------------
+
+
+def test_a_place_like_no_other_is_order_only_where_layers_were_counted_in_another_order() -> None:
+    sizes = (2, 3, 4)
+    saved = row("dense dense_1 dense_2", sizes)
+    assert proofs(matched(saved, row("dense_4 dense_5 dense_6", sizes))) == {Proof.STRUCTURE}
+    assert proofs(matched(saved, row("dense_5 dense_4 dense_6", sizes))) == {Proof.ORDER}
+
+
+def test_layers_of_another_class_keep_their_proof_where_one_class_was_counted_in_another_order() -> None:
+    sizes = (2, 3, 4)
+    done = matched(row("dense dense_1 conv2d", sizes), row("dense_5 dense_4 conv2d_1", sizes))
+    assert biases(pairs(done)) == {
+        "dense_5": "model/dense order",
+        "dense_4": "model/dense_1 order",
+        "conv2d_1": "model/conv2d structure",
+    }
