@@ -46,6 +46,7 @@ class Node(msgspec.Struct, frozen=True, gc=False):
       layer: the layer's own name, where it is known (live objects only).
       family: lower-case class name of an optimizer, where it is known (live objects only).
       slots: (index of the owner, slot name, index of the slot) of optimizers that say so themselves.
+      numbered: variables in the order in which Keras' files number them (live layers of the user's own classes only).
     """
 
     edges: tuple[tuple[str, int], ...] = ()
@@ -53,6 +54,7 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     layer: LayerName | None = None
     family: str = ""
     slots: tuple[tuple[int, str, int], ...] = ()
+    numbered: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

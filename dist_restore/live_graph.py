@@ -18,7 +18,16 @@ from dist_restore import keras2
 from dist_restore.building import Builder
 from dist_restore.graph import LayerName, Leaf, Node
 from dist_restore.live_facts import Facts, LiveLeaf
-from dist_restore.live_objects import children, is_bare, is_counted, is_optimizer, is_variable, layer_classes
+from dist_restore.live_objects import (
+    children,
+    is_bare,
+    is_counted,
+    is_optimizer,
+    is_variable,
+    layer_classes,
+    numbered_variables,
+    unwrap,
+)
 from dist_restore.objects import is_stateful
 from dist_restore.sharded import parts_of
 from dist_restore.specs import Unbuilt, snake_case
@@ -153,7 +162,13 @@ class _Walker:
             else None
         )
         family = type(keras2.stands_for(item)).__name__.lower() if is_optimizer(item) else ""
-        return Node(edges, leaf, layer, family, self._slots.get(index, ()))
+        return Node(edges, leaf, layer, family, self._slots.get(index, ()), self._numbered(item))
+
+    def _numbered(self, item: object) -> tuple[int, ...]:
+        if not isinstance(item, self._layers):
+            return ()
+        found = tuple([self._numbers.get(id(unwrap(variable)), -1) for variable in numbered_variables(item)])
+        return found if -1 not in found else ()
 
     def _tracked(self, index: int, node: Node) -> Node:
         if node.leaf is not None:

@@ -27,6 +27,8 @@ _KERAS_INTERNAL = frozenset(
     "_saved_model_inputs_spec _saved_model_arg_spec _unconditional_checkpoint_dependencies _nested_inputs "
     "_nested_outputs inputs outputs _inputs _outputs _inputs_struct _outputs_struct".split()
 )
+# The classes of these have names for their numbers (`layer_variables`).
+_LIBRARIES = frozenset({"keras", "tf_keras"})
 _NO_STATE = (str, bytes, int, float, bool, type(None), tf.Tensor, tf.DType, tf.TensorShape)
 
 
@@ -88,6 +90,17 @@ def keras_variables(objects: Iterable[object]) -> Iterator[keras.Variable]:
     for item in objects:
         if isinstance(item, (keras.Layer, keras.optimizers.Optimizer, keras.metrics.Metric)):
             yield from item.variables
+
+
+def numbered_variables(layer: keras.Layer) -> tuple[object, ...]:
+    """What a layer saves by number; nothing of Keras' own classes, and of those that save in a way of their own."""
+    kind = type(layer)
+    saves = [base.save_own_variables for base in layer_classes()]
+    if kind.__module__.partition(".")[0] in _LIBRARIES or kind.save_own_variables not in saves:
+        return ()
+    store: dict[str, object] = {}
+    layer.save_own_variables(store)
+    return tuple(store.values())
 
 
 def _tracked_children(item: object) -> Mapping[str, object]:

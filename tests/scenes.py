@@ -1,7 +1,8 @@
 """Checkpoints and programs with object graphs, from a few lines of text; no TensorFlow objects.
 
 model/dense/_kernel 4x4 dense/kernel        a variable: its path of edges, its shape (`-`: a scalar), its full name
-model/dense layer:stem                      a layer's own name (`layer:` alone: unknown); `counted`, `kind:dense`
+model/dense layer:stem                      a layer's own name (`layer:` alone: unknown); `counted`, `kind:dense`,
+                                            `numbered:b,a` in the order in which a file would number its variables
 model/dense2 -> model/dense                 another edge to what is there
 optimizer adam model/a/kernel model/b/bias  an optimizer of Keras 3 that trains these, with two lists of slots
 Words on variables: note:TEXT, members:A,B, keep:TEXT.
@@ -57,7 +58,8 @@ def read(text: str) -> Made:
             _optimizer(graph, made, path, [graph.at(p) for p in plain[1:]], words.get("label", "adam"))
         elif "layer" in words:
             layer = LayerName(words["layer"], "counted" in plain, words.get("kind", ""))
-            graph.extra[graph.at(path)] = {"layer": layer}
+            own = tuple(graph.at(f"{path}/{name}") for name in filter(None, words.get("numbered", "").split(",")))
+            graph.extra[graph.at(path)] = {"layer": layer, "numbered": own}
         else:
             node = graph.add(path, plain[1] if len(plain) > 1 else "")
             made.shapes[node] = () if plain[0] == "-" else tuple(map(int, plain[0].split("x")))

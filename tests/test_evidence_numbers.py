@@ -11,6 +11,7 @@ from dist_restore.resolve.evidence.by_number import by_number
 from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
 from dist_restore.resolve.names import Side
 from dist_restore.specs import Alias, AliasKind, Group, Place, SourceTensor, TargetVariable, TensorSpec
+from scenes import live, matched, pairs, stored
 
 # ---- Numbered variables ----------------------------------------------------------------------------------
 
@@ -213,3 +214,45 @@ def test_layers_with_named_variables_are_not_spoken_of() -> None:
     named_ones = checkpoint("model/x/0/w 4\nmodel/x/1/w 4").tensors
     found = counted(ours(DENSE + "\nmodel/x/0/w 4"), [*numbered("model/a", (4,), (3, 4)), *named_ones])
     assert found.keys() == {"model/a/kernel", "model/a/bias"}
+
+
+# ---- Numbered variables in a file's groups ---------------------------------------------------------------
+
+
+def own_order(saved: str, built: str, numbered: str, rules: dict[str, str] | None = None) -> dict[str, str]:
+    """A layer of the user's class, of which the program knows how a file would number it; sizes in order."""
+    source = "\n".join(f"layers/0/#{i} {size}" for i, size in enumerate(saved.split()))
+    target = "\n".join(f"operations/0/{part.replace(':', ' ')}" for part in built.split())
+    layer = "layer:tokens kind:tokens"
+    program = f"{target}\noperations/0 {layer} numbered:{numbered}"
+    done = matched(stored(f"{source}\nlayers/0 {layer}", by_layer=True), live(program), rules)
+    return {t.rpartition("/")[2]: s.replace("layers/0/", "") for t, s in pairs(done).items()}
+
+
+def test_variables_of_one_shape_have_the_order_in_which_the_programs_layer_numbers_its_own() -> None:
+    assert own_order("4 4", "a:4 b:4", "b,a") == {"a": "#1 order", "b": "#0 order"}
+    assert own_order("4 5 4", "a:4 b:4 c:5", "b,c,a") == {"a": "#2 order", "b": "#0 order", "c": "#1 order"}
+
+
+@pytest.mark.parametrize(
+    ("saved", "built", "numbered"),
+    [
+        ("4 4", "a:4 b:4", ""),
+        ("4 4", "a:4 b:4 c:4", "a,b,c"),
+        ("4 4 4", "a:4 b:4", "a,b"),
+        ("4 4 5", "a:4 b:4 c:5", "a,c,b"),
+        ("4 4", "gamma:4 scale:4", "gamma,scale"),
+    ],
+    ids=["the order is not known", "one is new", "one is gone", "other shapes at their numbers", "gamma or beta"],
+)
+def test_an_order_of_other_numbers_or_shapes_says_nothing(saved: str, built: str, numbered: str) -> None:
+    assert not own_order(saved, built, numbered)
+
+
+def test_what_a_rule_settles_leaves_the_other_numbers_in_order_only_where_it_took_its_own_number() -> None:
+    assert own_order("4 4 4", "a:4 b:4 c:4", "a,b,c", {"layers/0/#1": "operations/0/b"}) == {
+        "a": "#0 order",
+        "b": "#1 rule",
+        "c": "#2 order",
+    }
+    assert own_order("4 4 4", "a:4 b:4 c:4", "a,b,c", {"layers/0/#2": "operations/0/b"}) == {"b": "#2 rule"}

@@ -398,3 +398,26 @@ def test_no_weight_of_a_nested_model_is_called_by_its_number_in_an_optimizer(
     old.finish()
     plan = dr.DistributedRestorer(new.root).plan(save(old.root, tmp_path))
     assert plan.entries and not [e.target for e in plan.entries if "trainable_variables/" in e.target]
+
+
+@keras.saving.register_keras_serializable()
+class Tokens(keras.layers.Layer):
+    """Variables of one shape, of which one is not trained: a file numbers that one last."""
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        self.first = self.add_weight(shape=(1, 1, 4), name="first")
+        self.kept = self.add_weight(shape=(1, 1, 4), name="kept", trainable=False)
+        self.second = self.add_weight(shape=(1, 1, 4), name="second")
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return x + self.first + self.kept + self.second
+
+
+def with_tokens() -> keras.Model:
+    inputs = keras.Input((3, 4))
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(Tokens(name="tokens")(inputs)))
+
+
+@modes(keras_modes.ALL, "weights_h5", "keras", "nested_weights_h5", "compiled_weights_h5", "compiled_keras")
+def test_a_layer_of_the_users_with_variables_of_one_shape_reads_its_own_numbers(mode: Mode) -> None:
+    assert_reads_its_own(three(with_tokens), mode)

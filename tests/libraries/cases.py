@@ -12,12 +12,10 @@ from own_checkpoint import EVERYTHING, Mode
 Builder = Callable[[], object]
 # Read natively, and refused: each for a reason that docs/dev/known_gaps.md has.
 KNOWN_GAPS = {
-    "hub-DeiT-weights_h5": "a user's layer with two variables of one shape is numbered in the file",
-    "hub-DeiT-nested_weights_h5": "a user's layer with two variables of one shape is numbered in the file",
-    "hub-DeiT-keras": "a user's layer with two variables of one shape is numbered in the file",
-    "hub-RWKV7-compiled_weights_h5": "a user's layer with several variables of one shape is numbered in the file",
-    "hub-RWKV7-compiled_keras": "a user's layer with several variables of one shape is numbered in the file",
-    "hub-Moonshine-weights_h5": "a user's layer with several variables of one shape is numbered in the file",
+    **{
+        f"hub-Moonshine-{mode}": "a normalization with gamma and no beta, which the file numbers: it might be beta"
+        for mode in ("weights_h5", "keras", "nested_weights_h5", "compiled_weights_h5", "compiled_keras")
+    },
     "garden-ElectraPretrainer-compiled_built": "tf_keras slots whose owners' names are not unique",
     "garden-ElectraPretrainer-compiled": "tf_keras slots whose owners' names are not unique",
 }

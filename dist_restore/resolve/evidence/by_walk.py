@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dist_restore.automatic_names import Vocabulary, without_counter
 from dist_restore.entries import Proof
 from dist_restore.graph import Scene
+from dist_restore.resolve.evidence.how import How
 from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
-from dist_restore.resolve.evidence.rows import How, Unclear
+from dist_restore.resolve.evidence.rows import Unclear
 from dist_restore.resolve.evidence.view import Signatures, View
 from dist_restore.resolve.evidence.walk import Walk
 from dist_restore.specs import SourceTensor, TargetVariable

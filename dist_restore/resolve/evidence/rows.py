@@ -9,25 +9,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import enum
 from collections.abc import Callable, Iterator, Sequence
 
 from dist_restore.automatic_names import Template
+from dist_restore.resolve.evidence.how import How
 from dist_restore.resolve.evidence.view import View
-
-
-class How(enum.IntEnum):
-    """What a pair of objects rests on; the smaller, the stronger.
-
-    Attributes:
-      CHOSEN: edges or names that somebody chose.
-      STRUCTURE: a place in a row that is like no other one's.
-      ORDER: the order among equals.
-    """
-
-    CHOSEN = 0
-    STRUCTURE = 1
-    ORDER = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

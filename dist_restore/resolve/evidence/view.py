@@ -249,6 +249,10 @@ class View:
         layer = self._nodes[node].layer if node < len(self._nodes) else None
         return layer.kind if layer is not None else ""
 
+    def numbered(self, node: int) -> tuple[int, ...]:
+        """The variables of a live layer in the order in which a file numbers them; empty where that is not known."""
+        return self._nodes[node].numbered if node < len(self._nodes) else ()
+
     def full_name(self, variable: int) -> str:
         """The name that a variable gave itself."""
         leaf = self._nodes[variable].leaf

@@ -9,8 +9,9 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Mapping
 
+from dist_restore.resolve.evidence.how import How
 from dist_restore.resolve.evidence.numbers import pair_numbers
-from dist_restore.resolve.evidence.rows import How, Paired, Unclear, pair_rows
+from dist_restore.resolve.evidence.rows import Paired, Unclear, pair_rows
 from dist_restore.resolve.evidence.view import View
 
 
@@ -54,10 +55,11 @@ class Walk:
         if self._mine.rows[ours] and self._other.rows[theirs]:
             self._rows[how].append((ours, theirs, how))
             return
-        others = dict(self._other.kids[theirs])
+        others = {label: (child, how) for label, child in self._other.kids[theirs]}
         if self._other.by_layer:
-            others |= dict(pair_numbers(self._mine, self._other, ours, theirs))
-        self._edges += [(c, others[label], how) for label, c in self._mine.kids[ours] if label in others]
+            pairs = pair_numbers(self._mine, self._other, ours, theirs)
+            others |= {label: (child, max(how, own)) for label, child, own in pairs}
+        self._edges += [(c, *others[label]) for label, c in self._mine.kids[ours] if label in others]
 
     def _row(self, ours: int, theirs: int, how: How) -> None:
         members = [m for m in self._mine.rows[ours] if m not in self.pairs]

@@ -1,0 +1,19 @@
+"""What a pair of objects may rest on."""
+
+from __future__ import annotations
+
+import enum
+
+
+class How(enum.IntEnum):
+    """What a pair of objects rests on; the smaller, the stronger.
+
+    Attributes:
+      CHOSEN: edges or names that somebody chose.
+      STRUCTURE: a place in a row that is like no other one's.
+      ORDER: the order among equals.
+    """
+
+    CHOSEN = 0
+    STRUCTURE = 1
+    ORDER = 2
