@@ -17,6 +17,7 @@ from dist_restore.resolve.apply_rules import Assignment, Decisions, apply_rules
 from dist_restore.resolve.build import Choice, build_entry, unfilled
 from dist_restore.resolve.collapse import refuse_collapse
 from dist_restore.resolve.evidence import Case, Conflict, Match, Outcome, match
+from dist_restore.resolve.evidence.by_slot_list import SlotLists
 from dist_restore.resolve.evidence.by_state_number import NumberedSlots
 from dist_restore.resolve.names import NameTable
 from dist_restore.resolve.nearest import quote
@@ -171,7 +172,8 @@ class _Resolution:
 
     def _slots(self, owners: Mapping[str, Owner]) -> list[PlanEntry]:
         dropped, roles = frozenset(self._decisions.dropped), self._slot_roles()
-        resolver = SlotResolver(self._sources, self._targets, roles, dropped, self._numbered(owners))
+        listed = SlotLists(self._targets, self._sources)
+        resolver = SlotResolver(self._sources, self._targets, roles, dropped, self._numbered(owners), listed)
         found = [self._slot(v, owners, resolver) for v in self._targets.variables if v.slot is not None]
         return resolver.with_advice(found)
 

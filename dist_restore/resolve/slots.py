@@ -11,6 +11,7 @@ import msgspec
 from dist_restore.entries import PlanEntry, Problem, Proof, Status
 from dist_restore.errors import RuleError
 from dist_restore.resolve.build import Choice, build_entry, unfilled
+from dist_restore.resolve.evidence.by_slot_list import SlotLists
 from dist_restore.resolve.evidence.by_state_number import NumberedSlots
 from dist_restore.resolve.evidence.outcome import Match
 from dist_restore.resolve.keep_advice import keep_rules
@@ -54,6 +55,7 @@ class SlotResolver:
         roles: Iterable[tuple[str, str]],
         dropped: frozenset[str],
         numbered: NumberedSlots,
+        listed: SlotLists,
     ) -> None:
         """Prepares the tables.
 
@@ -63,8 +65,9 @@ class SlotResolver:
           roles: `[slots]` of the rules: (role in the checkpoint, role in the program).
           dropped: source names that rules dropped.
           numbered: what numbers say, where the checkpoint says no more.
+          listed: what the optimizers' lists say, where names are not unique.
         """
-        self._by_number = numbered
+        self._by_number, self._listed = numbered, listed
         self._table: dict[tuple[str, str, str], SourceTensor] = {}
         self._of_owner: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
         for tensor in sources.tensors:
@@ -99,6 +102,11 @@ class SlotResolver:
             if pointed is None or len(raw) < len(names) or slot.role == "average":
                 return self._follow_slot(target, owner.choice)
             names = raw  # the rule says that moments of the raw weights are meant
+        listed = self._listed.find(target, owner.choice.sources)
+        if listed is not None:
+            proof = Proof.ORDER if listed.is_order else owner.choice.proof
+            family = self._ours[slot.optimizer].family
+            return self._build(target, msgspec.structs.replace(owner.choice, proof=proof), (listed.source,), family)
         if not self._theirs:
             return self._no_slots(target, owner)
         said, role = bool(role) or slot.role in self._roles, role or self._roles.get(slot.role, slot.role)

@@ -16,8 +16,6 @@ KNOWN_GAPS = {
         f"hub-Moonshine-{mode}": "a normalization with gamma and no beta, which the file numbers: it might be beta"
         for mode in ("weights_h5", "keras", "nested_weights_h5", "compiled_weights_h5", "compiled_keras")
     },
-    "garden-ElectraPretrainer-compiled_built": "tf_keras slots whose owners' names are not unique",
-    "garden-ElectraPretrainer-compiled": "tf_keras slots whose owners' names are not unique",
 }
 COPIES = 3
 

@@ -114,11 +114,14 @@ class StateNumbers:
           sources: the checkpoint's.
           pairs: names of optimizers that belong together.
         """
-        theirs = _lists(sources.tensors, [o.name for o in sources.optimizers if not o.roles], _THEIRS)
+        theirs = numbered_lists(sources.tensors, [o.name for o in sources.optimizers if not o.roles], _THEIRS)
         self._copies = {t.name for name in theirs for t in _cut(theirs, name)}
         named = [(mine, other) for mine, other in pairs if theirs.get(other)]
         names = [mine for mine, _ in named]
-        ours, trained = _lists(targets.variables, names, _OURS), _lists(targets.variables, names, _TRAINED)
+        ours, trained = (
+            numbered_lists(targets.variables, names, _OURS),
+            numbered_lists(targets.variables, names, _TRAINED),
+        )
         mine_by_name = {o.name: o for o in targets.optimizers}
         other_by_name = {o.name: o for o in sources.optimizers}
         self.pairs = {
@@ -217,7 +220,7 @@ def _evidence(source: SourceTensor) -> str:
     return f"number {number} of an optimizer of the same class, which keeps equally many of equal shapes"
 
 
-def _lists(items: Iterable[Named], optimizers: Sequence[str], edge: str) -> dict[str, dict[int, Named]]:
+def numbered_lists(items: Iterable[Named], optimizers: Sequence[str], edge: str) -> dict[str, dict[int, Named]]:
     """Optimizer's name -> what it keeps, by number."""
     found: dict[str, dict[int, Named]] = {name: {} for name in optimizers}
     places = {f"{name}/{edge}" if name else edge: numbers for name, numbers in found.items()}
