@@ -7,6 +7,7 @@ import pytest
 from dist_restore.automatic_names import Vocabulary
 from dist_restore.graph import Node, Scene
 from dist_restore.naming import name_graph
+from dist_restore.resolve.evidence.how import How
 from dist_restore.resolve.evidence.numbers import pair_numbers
 from dist_restore.resolve.evidence.view import Signatures, View
 from scenes import read
@@ -354,5 +355,6 @@ def test_numbered_variables_are_told_by_shapes_that_occur_once(
     ours: str, theirs: str, expected: dict[str, str]
 ) -> None:
     mine, other = view(ours, by_layer=True), view(f"first/x/y/z 1\n{theirs}", by_layer=True)
-    found = dict(pair_numbers(mine, other, at(mine, "m"), at(other, "m")))
-    assert {label: other.names[node] for label, node in found.items()} == expected
+    found = [*pair_numbers(mine, other, at(mine, "m"), at(other, "m"))]
+    assert {label: other.names[node] for label, node, _ in found} == expected
+    assert {how for *_, how in found} <= {How.CHOSEN}
