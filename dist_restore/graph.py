@@ -76,5 +76,4 @@ class Scene:
     def full_names(self) -> dict[str, str]:
         """Canonical name -> the name that the variable gave itself."""
         nodes = self.nodes
-        pairs = [(name, nodes[index].leaf) for index, name in self.names.items()]
-        return {name: leaf.full_name for name, leaf in pairs if leaf is not None}
+        return {name: leaf.full_name for i, name in self.names.items() if (leaf := nodes[i].leaf) is not None}

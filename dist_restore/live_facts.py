@@ -110,6 +110,10 @@ class Facts:
             tuple(sorted(self._members[index])) if index in self._members else (),
         )
 
+    def has_path(self, index: int) -> bool:
+        """Whether Keras 3 calls a variable otherwise than TensorFlow does."""
+        return id(self._objects[index]) in self._paths
+
     def _layer_classes(self) -> dict[int, str]:
         found: dict[int, set[str]] = {}
         for index, item in self._others:

@@ -139,7 +139,7 @@ class _Walker:
         fresh = find_fresh(self._optimizers)
         short = Builder(self._objects, self._edges).find_short(sorted(fresh))
         unbuilt = {**short, **find_unbuilt(self._others)}
-        tracked = tuple([self._tracked(i, node) for i, node in enumerate(nodes)])
+        tracked = tuple([self._tracked(i, node, facts) for i, node in enumerate(nodes)])
         return LiveGraph(nodes, leaves, is_bare(root), unbuilt, fresh, tracked)
 
     def _number(self, item: object) -> int:
@@ -170,8 +170,10 @@ class _Walker:
         found = tuple([self._numbers.get(id(unwrap(variable)), -1) for variable in numbered_variables(item)])
         return found if -1 not in found else ()
 
-    def _tracked(self, index: int, node: Node) -> Node:
+    def _tracked(self, index: int, node: Node, facts: Facts) -> Node:
         if node.leaf is not None:
+            if node.leaf.full_name and not facts.has_path(index):
+                return node
             name = str(getattr(self._objects[index], "name", "")).partition(":")[0]
             if name == node.leaf.full_name or not name:
                 return node

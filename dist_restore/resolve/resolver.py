@@ -171,10 +171,13 @@ class _Resolution:
         return f"{whose} tensor of this name."
 
     def _slots(self, owners: Mapping[str, Owner]) -> list[PlanEntry]:
-        dropped, roles = frozenset(self._decisions.dropped), self._slot_roles()
+        slots, roles = [v for v in self._targets.variables if v.slot is not None], self._slot_roles()
+        if not slots:
+            return []
+        dropped = frozenset(self._decisions.dropped)
         listed = SlotLists(self._targets, self._sources)
         resolver = SlotResolver(self._sources, self._targets, roles, dropped, self._numbered(owners), listed)
-        found = [self._slot(v, owners, resolver) for v in self._targets.variables if v.slot is not None]
+        found = [self._slot(v, owners, resolver) for v in slots]
         return resolver.with_advice(found)
 
     def _numbered(self, owners: Mapping[str, Owner]) -> NumberedSlots:

@@ -75,6 +75,8 @@ def _nameless_state(
     case: Case, open_: Sequence[TargetVariable], free: Sequence[SourceTensor], found: Mapping[str, Outcome]
 ) -> dict[str, Match]:
     """What optimizers keep without a name, where a file numbers it."""
+    if not case.optimizers.numbers.pairs:
+        return {}
     ruled = ((n, a) for n, a in case.decisions.assigned.items() if not a.ops and len(a.sources) == 1)
     matched = {n: o.source for n, o in found.items() if isinstance(o, Match)}
     left = [v for v in open_ if v.name not in found]
@@ -104,9 +106,10 @@ class _Hearing:
         named = by_name(self._mine, self._other, alignment)
         walked = self._walk(named, alignment)
         found = hear(self._open, mark_indexes(named, self._open, walked, self._called()), walked)
-        found |= self._by_list(found)
-        found |= by_number(Side(self._left(found), self._case.owned), self._free)
-        found |= by_counter(self._open, found, self._unused(found), alignment)
+        if self._left(found):
+            found |= self._by_list(found)
+            found |= by_number(Side(self._left(found), self._case.owned), self._free)
+            found |= by_counter(self._open, found, self._unused(found), alignment)
         return refuse_shared(refuse_other_members(found, self._open))
 
     def _left(self, found: Mapping[str, Outcome]) -> list[TargetVariable]:
@@ -151,8 +154,8 @@ class _Hearing:
 
     def _called(self) -> Callable[[str], str]:
         """What the full name of a variable says of the layer that it is in, counters apart."""
-        names, words = self._full_names, self._words
-        return lambda name: words.path(names.get(name, "").rpartition("/")[0]).text
+        names, known = self._full_names, functools.cache(lambda scope: self._words.path(scope).text)
+        return lambda name: known(names[name].rpartition("/")[0]) if name in names else ""
 
     def _by_list(self, found: Mapping[str, Outcome]) -> dict[str, Outcome]:
         left = frozenset(v.name for v in self._left(found))

@@ -7,6 +7,7 @@ a conflict that names both.
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dist_restore.entries import Proof
@@ -126,13 +127,16 @@ def mark_indexes(
       walked: what the object graphs say; a layer whose name they do not have may be another one.
       called: name of a target -> what its layer is called, where both sides say the same.
     """
-    families: dict[tuple[str, tuple[int, ...], str], list[TargetVariable]] = collections.defaultdict(list)
-    templates = _Templates()
+    families: dict[tuple[str, str, tuple[int, ...], str], list[TargetVariable]] = collections.defaultdict(list)
+    template = functools.cache(_template_of_head)
+    known = walked.outcomes
     for target in targets:
-        outcome = found.get(target.name) if target.name not in walked.outcomes else None
-        template = templates.of(outcome.name) if isinstance(outcome, Match) else ""
-        if template:
-            families[template, target.spec.shape, called(target.name)].append(target)
+        outcome = found.get(target.name)
+        if isinstance(outcome, Match) and target.name not in known:
+            head, _, last = outcome.name.rpartition("/")
+            above, own = template(head), "" if last.isdigit() else last
+            if above or not own:
+                families[above or head, own, target.spec.shape, called(target.name)].append(target)
     result = dict(found)
     for members in families.values():
         for target in members if len(members) > 1 or members[0].name in walked.unnamed else ():
@@ -142,21 +146,9 @@ def mark_indexes(
     return result
 
 
-class _Templates:
-    """Names without their indexes; siblings share all but the last part, of which there are few."""
-
-    def __init__(self) -> None:
-        self._heads: dict[str, str] = {}
-
-    def of(self, name: str) -> str:
-        """The template of a name; empty where it has no index."""
-        head, _, last = name.rpartition("/")
-        found = self._heads.get(head)
-        if found is None:
-            found = self._heads[head] = template_of_list(head) if rests_on_index(head) else ""
-        if last.isdigit() or not head:
-            return template_of_list(name) if rests_on_index(name) else ""
-        return f"{found}/{last}" if found else ""
+def _template_of_head(head: str) -> str:
+    """A name without its indexes; empty where it has none. Siblings share it, of which there are few."""
+    return template_of_list(head) if rests_on_index(head) else ""
 
 
 def _says_members(target: TargetVariable, source: SourceTensor) -> bool:
