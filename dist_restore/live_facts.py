@@ -81,7 +81,7 @@ class Facts:
         self._counted = {o.name for o in items if isinstance(o, named) and is_counted(o)}
         self._counted |= {o.name for o in items if isinstance(o, self._layers) and is_counted(o)}
         models: tuple[type[keras.Layer], ...] = (keras.Model, *keras2.classes("Model"))
-        self._models = {o.name for o in items if isinstance(o, models)}
+        self._models = {o.name for o in items if isinstance(o, models)} | self._name_modules()
         counter = getattr(root, "save_counter", None) if isinstance(root, tf.train.Checkpoint) else None
         self._save_counter = id(counter)
         self._classes = self._layer_classes()
@@ -109,6 +109,12 @@ class Facts:
             self._classes.get(index, ""),
             tuple(sorted(self._members[index])) if index in self._members else (),
         )
+
+    def _name_modules(self) -> set[str]:
+        """Adds the automatic names of modules that are no layers; those that hold others may be models."""
+        modules = {i: o for i, o in self._others if isinstance(o, tf.Module) and not isinstance(o, self._layers)}
+        self._counted |= {o.name for o in modules.values() if is_counted(o)}
+        return {o.name for i, o in modules.items() if any(child in modules for _, child, _ in self._edges[i])}
 
     def has_path(self, index: int) -> bool:
         """Whether Keras 3 calls a variable otherwise than TensorFlow does."""

@@ -80,8 +80,8 @@ def unwrap(item: object) -> object:
     return item.value if isinstance(item, keras.Variable) else item
 
 
-def is_counted(item: keras.Layer | keras.random.SeedGenerator | keras.metrics.Metric) -> bool:
-    """Whether Keras made an object's name up: its class name in snake case, and a counter."""
+def is_counted(item: keras.Layer | keras.random.SeedGenerator | keras.metrics.Metric | tf.Module) -> bool:
+    """Whether Keras or TensorFlow made an object's name up: its class name in snake case, and a counter."""
     return re.fullmatch(rf"{re.escape(snake_case(type(item).__name__))}(_\d+)?", item.name) is not None
 
 

@@ -221,7 +221,10 @@ def _aliases(leaf: NamedLeaf, live: LiveLeaf, *, bare: bool) -> tuple[Alias, ...
     if not extra:
         return leaf.aliases
     known = {leaf.name} | {e.name for e in extra}
-    return (*(e for e in extra if e.name != leaf.name), *(a for a in leaf.aliases if a.name not in known))
+    rest = (a for a in leaf.aliases if a.name not in known)
+    if live.counted_path:  # and so is what its slots are called
+        rest = (Alias(a.name, AliasKind.COUNTED) if a.kind is AliasKind.FLAT else a for a in rest)
+    return (*(e for e in extra if e.name != leaf.name), *rest)
 
 
 def _path_aliases(live: LiveLeaf) -> list[Alias]:

@@ -39,12 +39,12 @@ def test_layers_are_compared_as_wholes_in_the_order_of_their_counters() -> None:
     assert entry(done, "model/dense_6/bias").evidence == "order of automatic names, 2 of 3, all shapes equal"
 
 
-def test_layers_unlike_all_others_are_structure() -> None:
+def test_layers_unlike_all_others_are_order_as_well() -> None:
     sizes = (4, 4, 5)
     done = plan(
         layers("dense", "dense_1", "dense_2", sizes=sizes), layers("dense_5", "dense_6", "dense_7", sizes=sizes)
     )
-    assert proofs(done) == {"dense_5": "order", "dense_6": "order", "dense_7": "structure"}
+    assert proofs(done) == {"dense_5": "order", "dense_6": "order", "dense_7": "order"}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_variable_that_no_layer_of_the_checkpoint_has_is_unmatched() -> None:
 def test_classes_are_counted_by_themselves() -> None:
     done = plan(layers("dense", "conv2d"), layers("conv2d_7", "dense_5"))
     assert sources(done) == {"conv2d_7": "conv2d", "dense_5": "dense"}
-    assert set(proofs(done).values()) == {"structure"}
+    assert set(proofs(done).values()) == {"order"}
 
 
 def test_a_file_of_weights_alone_has_no_root() -> None:

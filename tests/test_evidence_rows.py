@@ -33,7 +33,7 @@ def test_a_chosen_label_pairs_members_whatever_their_places() -> None:
     done = matched(row("stem dense head"), row("head stem dense_7"))
     assert pairs(done)["model/stem/bias"] == "model/stem/bias name"
     assert pairs(done)["model/head/kernel"] == "model/head/kernel name"
-    assert pairs(done)["model/dense_7/bias"] == "model/dense/bias structure"  # the only one that is left
+    assert pairs(done)["model/dense_7/bias"] == "model/dense/bias order"  # the only one that is left
 
 
 def test_a_chosen_label_of_two_members_pairs_none_by_itself() -> None:
@@ -62,18 +62,18 @@ def test_counted_labels_of_each_class_are_paired_by_themselves() -> None:
     }
 
 
-def test_a_member_unlike_all_others_in_the_same_row_is_structure() -> None:
+def test_a_member_unlike_all_others_is_order_as_well() -> None:
+    """What took the place of another one may be built alike."""
     done = matched(row("dense dense_1 conv2d", (4, 5, 4)), row("dense_7 dense_8 conv2d_1", (4, 5, 4)))
-    assert proofs(done) == {Proof.STRUCTURE}
-    assert {e.evidence for e in done.entries} == {"equal place in the object graph, where no other layer is like it"}
+    assert proofs(done) == {Proof.ORDER}
 
 
-def test_twins_in_the_same_row_are_order_and_the_others_structure() -> None:
+def test_twins_in_a_row_are_order() -> None:
     done = matched(row("dense dense_1 dense_2", (4, 4, 5)), row("dense_7 dense_8 dense_9", (4, 4, 5)))
     assert biases(pairs(done)) == {
         "dense_7": "model/dense order",
         "dense_8": "model/dense_1 order",
-        "dense_9": "model/dense_2 structure",
+        "dense_9": "model/dense_2 order",
     }
     assert {e.evidence for e in done.entries if e.proof is Proof.ORDER} == {
         "order among layers that nothing else tells apart"
@@ -291,8 +291,7 @@ def test_a_source_of_two_targets_pins_one_layer_only() -> None:
     more = '[[rule]]\nfrom = "model/dense/kernel"\nto = ["model/dense_7/kernel", "model/dense_8/kernel"]\n'
     more += "ops = [{ split = { axis = 0, sizes = [2, 1] } }]\n"
     assert (
-        biases(pairs(matched(row("dense dense_1"), row("dense_7 dense_8"), rules)))["dense_8"]
-        == "model/dense_1 structure"
+        biases(pairs(matched(row("dense dense_1"), row("dense_7 dense_8"), rules)))["dense_8"] == "model/dense_1 order"
     )
     done = matched(row("dense dense_1"), row("dense_7 dense_8").replace("3x4", "2x4", 1).replace("3x4", "1x4", 1), more)
     assert all("dense/bias name" not in p for p in pairs(done).values())
@@ -377,23 +376,3 @@ def test_layers_that_differ_need_no_names_in_files_of_weights() -> None:
 
 def test_another_count_of_a_class_is_refused_in_files_of_weights() -> None:
     assert weights(by_layer(":dense", ":dense"), program("+dense:dense", "+dense_1:dense", "+dense_2:dense")) == {}
-
-
-# ---- Counted in another order ----------------------------------------------------------------------------
-
-
-def test_a_place_like_no_other_is_order_only_where_layers_were_counted_in_another_order() -> None:
-    sizes = (2, 3, 4)
-    saved = row("dense dense_1 dense_2", sizes)
-    assert proofs(matched(saved, row("dense_4 dense_5 dense_6", sizes))) == {Proof.STRUCTURE}
-    assert proofs(matched(saved, row("dense_5 dense_4 dense_6", sizes))) == {Proof.ORDER}
-
-
-def test_layers_of_another_class_keep_their_proof_where_one_class_was_counted_in_another_order() -> None:
-    sizes = (2, 3, 4)
-    done = matched(row("dense dense_1 conv2d", sizes), row("dense_5 dense_4 conv2d_1", sizes))
-    assert biases(pairs(done)) == {
-        "dense_5": "model/dense order",
-        "dense_4": "model/dense_1 order",
-        "conv2d_1": "model/conv2d structure",
-    }

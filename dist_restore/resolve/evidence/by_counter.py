@@ -100,12 +100,10 @@ def _pair(
                     yield target.name, Conflict(candidates, trouble)
     if trouble:
         return
-    counts = collections.Counter(tuple(x.signature) for x in ours)
     for position, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-        proof = Proof.ORDER if counts[tuple(mine.signature)] > 1 else Proof.STRUCTURE
         evidence = f"order of automatic names, {position + 1} of {len(ours)}, all shapes equal"
         for last, target in mine.variables.items():
-            yield target.name, Match(other.variables[last], evidence, proof)
+            yield target.name, Match(other.variables[last], evidence, Proof.ORDER)
 
 
 def _trouble(ours: Sequence[_Layer[TargetVariable]], theirs: Sequence[_Layer[SourceTensor]]) -> str:

@@ -70,9 +70,10 @@ def _claims(
         for source in theirs.get(name, ()):
             claims[target.name].append(_claim(target, name, source, alignment))
     flat = _unique_flat(sources)
-    for target in targets.open if flat else ():
+    mine = targets.own_names((AliasKind.FLAT,)) if flat else {}
+    for target in targets.open if mine else ():
         for alias in _flat_aliases(target.aliases):
-            if alias.name in flat:
+            if alias.name in flat and alias.name in mine:
                 evidence = f"equal name {alias.name!r}, which its slots carry"
                 claims[target.name].append(_Claim(flat[alias.name], alias.name, _How.FLAT, evidence))
     return dict(claims)

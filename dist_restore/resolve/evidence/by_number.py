@@ -247,12 +247,10 @@ def _last(name: str) -> str:
 
 def _accepted(layers: _Ordered) -> dict[str, Outcome]:
     evidence = f"order of layers of one class, all {len(layers.ours)} of equal shapes and with automatic names"
-    specs = collections.Counter(_spec(mine) for _, mine in layers.ours)
     found: dict[str, Outcome] = {}
     for (_, mine), (_, other) in zip(layers.ours, layers.theirs, strict=True):
         tensors = {_last(t.name): t for t in other}
-        proof = Proof.ORDER if specs[_spec(mine)] > 1 else Proof.STRUCTURE
-        found.update((v.name, Match(tensors[_last(v.name)], evidence, proof)) for v in mine)
+        found.update((v.name, Match(tensors[_last(v.name)], evidence, Proof.ORDER)) for v in mine)
     return found
 
 

@@ -128,20 +128,10 @@ class _Case:
         if trouble:
             return {t.name: Conflict(self._candidates(t, other), trouble) for t in mine}
         evidence = f"position among the optimizer's {len(self.ours)} variables, all shapes equal and no name against it"
-        twins = collections.Counter(self._twin_of(s) for s in other)
-        proofs = [Proof.ORDER if twins[self._twin_of(s)] > 1 else Proof.STRUCTURE for s in other]
-        pairs = zip(mine, other, proofs, strict=True)
-        return {t.name: Match(s, evidence, proof) for t, s, proof in pairs}
+        return {t.name: Match(s, evidence, Proof.ORDER) for t, s in zip(mine, other, strict=True)}
 
     def _is_nameless(self, source: SourceTensor) -> bool:
         return source.name in self.free and source.name_kind is AliasKind.POSITIONAL
-
-    def _twin_of(self, source: SourceTensor) -> tuple[tuple[int, ...], str]:
-        """What tells nameless tensors apart besides their order."""
-        return source.spec.shape, self._flat_of(source)
-
-    def _flat_of(self, source: SourceTensor) -> str:
-        return next((self.words.flat(a.name).text for a in source.aliases if a.kind is AliasKind.FLAT), "")
 
     def _candidates(self, target: TargetVariable, other: Sequence[SourceTensor]) -> tuple[SourceTensor, ...]:
         place = next((i for i, t in self.ours.items() if t.name == target.name), -1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.automatic_names import Vocabulary, without_counter
@@ -19,7 +18,7 @@ from dist_restore.specs import SourceTensor, TargetVariable
 _PROOFS = {How.CHOSEN: Proof.NAME, How.STRUCTURE: Proof.STRUCTURE, How.ORDER: Proof.ORDER}
 _EVIDENCE = {
     How.CHOSEN: "equal place in the object graph",
-    How.STRUCTURE: "equal place in the object graph, where no other layer is like it",
+    How.STRUCTURE: "equal place in the only model that is left on either side, and these are alike",
     How.ORDER: "order among layers that nothing else tells apart",
 }
 _SHOWN = 8
@@ -111,31 +110,11 @@ class _Case:
         return alike[0] if len(alike) == 1 else None
 
     def _matches(self, walk: Walk) -> Iterator[tuple[str, Outcome]]:
-        recounted = self._recounted(walk)
         for node, name in self._mine.names.items():
             theirs, how = walk.pairs.get(node, (-1, How.ORDER))
             source = self._other.names.get(theirs)
-            if how is How.STRUCTURE and self._counted(self._mine, node)[0] in recounted:
-                how = How.ORDER
             if source is not None:
                 yield name, Match(self._sources[source], _EVIDENCE[how], _PROOFS[how])
-
-    def _recounted(self, walk: Walk) -> frozenset[str]:
-        """Automatic names that were counted in another order: the program changed, so that a place proves little."""
-        ranks: dict[str, list[tuple[int, int]]] = {}
-        if any(how is How.STRUCTURE for _, how in walk.pairs.values()):
-            for node in self._mine.names:
-                theirs, _ = walk.pairs.get(node, (-1, How.ORDER))
-                if theirs in self._other.names:
-                    (text, ours), (_, other) = self._counted(self._mine, node), self._counted(self._other, theirs)
-                    ranks.setdefault(text, []).append((ours, other))
-        return frozenset(text for text, pairs in ranks.items() if _is_shuffled(pairs))
-
-    def _counted(self, view: View, node: int) -> tuple[str, int]:
-        """The last name on the way to a variable that Keras counted, with what follows it, and the count."""
-        name = self._words.path(view.full_name(node))
-        before, mark, after = name.text.rpartition("{}")
-        return before.rpartition("/")[2] + mark + after, name.counters[-1] if name.counters else 0
 
     def _conflicts(self, walk: Walk) -> Iterator[tuple[str, Outcome]]:
         for node, unclear in walk.unclear.items():
@@ -170,11 +149,6 @@ class _Case:
         return all(a == b or self._words.path(a).text == self._words.path(b).text for a, b in names) and all(
             not a or not b or self._words.flat(a).text == self._words.flat(b).text for a, b in flat
         )
-
-
-def _is_shuffled(pairs: list[tuple[int, int]]) -> bool:
-    """Whether what is in order on one side is not on the other."""
-    return any(a[1] > b[1] for a, b in itertools.pairwise(sorted(pairs)))
 
 
 def _roots(view: View) -> list[int]:

@@ -10,8 +10,8 @@ class How(enum.IntEnum):
 
     Attributes:
       CHOSEN: edges or names that somebody chose.
-      STRUCTURE: a place in a row that is like no other one's.
-      ORDER: the order among equals.
+      STRUCTURE: being alike, and the only ones on both sides.
+      ORDER: a place in a row, or the order among equals.
     """
 
     CHOSEN = 0

@@ -157,7 +157,7 @@ def _root_pairs(
     strong = {(t, r) for t, r, rest in found if "/" in rest}
     # `kernel` below two roots may be two layers. Below the only roots that there are, and with all else, it counts.
     weak = {(t, r) for t, r, _ in found}
-    alone = len(weak) == 1 and all(_same_below(pair, wanted, own) for pair in weak)
+    alone = len(weak) == 1 and all(_same_below(pair, wanted, own) and _is_all(pair[0], wanted) for pair in weak)
     return strong or (weak if alone else set())
 
 
@@ -189,6 +189,11 @@ def _same_below(pair: Pair, wanted: Sequence[TargetVariable], own: Mapping[str, 
     target, source = pair
     theirs = (tensor.name for name, tensor in own.items() if name == tensor.name)
     return _rests((t.name for t in wanted), target) == _rests(theirs, source)
+
+
+def _is_all(root: str, wanted: Sequence[TargetVariable]) -> bool:
+    """Whether the program has no other model besides."""
+    return all(_root(t.name) == root or not root for t in wanted if t.group is Group.MODEL)
 
 
 def _rests(names: Iterable[str], root: str) -> set[str]:

@@ -52,18 +52,16 @@ def pair_rows(mine: View, other: View, ours: Sequence[int], theirs: Sequence[int
       ours: members of the program's row that have no partner yet, in order.
       theirs: likewise of the checkpoint's.
     """
-    same = _sequence(mine, ours) == _sequence(other, theirs)
     for group in _groups(mine, other, ours, theirs):
         if _is_chosen(group.label) and len(group.ours) == len(group.theirs) == 1:
-            yield Paired(group.ours[0], group.theirs[0], How.CHOSEN)
+            trouble = _slots_differ(mine, other, group)
+            yield (
+                Unclear(group.ours, group.theirs, trouble)
+                if trouble
+                else Paired(*group.ours, *group.theirs, How.CHOSEN)
+            )
         else:
-            yield from _pair_by_order(mine, other, group, same=same)
-
-
-def _sequence(view: View, members: Sequence[int]) -> list[tuple[str, int]]:
-    # A file that tells layers by class has no order between classes.
-    ordered = sorted(members, key=view.kind) if view.by_layer else members
-    return [(view.label(m).text, view.signature(m)) for m in ordered]
+            yield from _pair_by_order(mine, other, group)
 
 
 def _is_chosen(label: str) -> bool:
@@ -104,7 +102,7 @@ def _by_label(view: View, members: Sequence[int]) -> dict[str, list[int]]:
     return dict(found)
 
 
-def _pair_by_order(mine: View, other: View, group: _Group, *, same: bool) -> Iterator[Paired | Unclear]:
+def _pair_by_order(mine: View, other: View, group: _Group) -> Iterator[Paired | Unclear]:
     if not group.ours or not group.theirs:
         if group.ours:
             yield Unclear(group.ours, (), "the checkpoint has no layer of this name at this place")
@@ -122,13 +120,29 @@ def _pair_by_order(mine: View, other: View, group: _Group, *, same: bool) -> Ite
         for sig in twins
     )
     trouble = next(filter(None, troubles), "")
+    trouble = f"{_only_order(group)}, and {trouble}" if trouble else _slots_differ(mine, other, group)
     if trouble:
-        yield Unclear(group.ours, group.theirs, f"{_only_order(group)}, and {trouble}")
+        yield Unclear(group.ours, group.theirs, trouble)
         return
-    for ours, theirs, sig in zip(group.ours, group.theirs, sigs[0], strict=True):
-        # A file that tells layers by class has them at one of several places: what is alone may be another one.
-        sure = same and sig not in twins and not mine.by_layer
-        yield Paired(ours, theirs, How.STRUCTURE if sure else How.ORDER)
+    # A member that no other one is like is order too: what took the place of another one may be built alike.
+    yield from (Paired(ours, theirs, How.ORDER) for ours, theirs in zip(group.ours, group.theirs, strict=True))
+
+
+def _slots_differ(mine: View, other: View, group: _Group) -> str:
+    """Whether slots call a layer of the checkpoint otherwise than the program calls the one in its place."""
+    for ours, theirs in zip(group.ours, group.theirs, strict=True):
+        here, there = mine.called_by_slots(ours), other.called_by_slots(theirs)
+        name = mine.layer_name(ours)
+        if name and here and there and _ends_with(here, name) and not _ends_with(there, name):
+            shown = name.replace("{}", ""), there.replace("{}", "")
+            return (
+                f"its layer is called {shown[0]!r}, and the checkpoint's slots call the one in its place {shown[1]!r}"
+            )
+    return ""
+
+
+def _ends_with(text: str, name: str) -> bool:
+    return f"_{text}".endswith(f"_{name}")
 
 
 def _of(sigs: Sequence[int], sig: int) -> list[int]:

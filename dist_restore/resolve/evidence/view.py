@@ -253,6 +253,20 @@ class View:
         """The variables of a live layer in the order in which a file numbers them; empty where that is not known."""
         return self._nodes[node].numbered if node < len(self._nodes) else ()
 
+    def layer_name(self, node: int) -> str:
+        """The own name of a live layer as its slots would have it, as a template; empty where it is not known."""
+        layer = self._nodes[node].layer if node < len(self._nodes) else None
+        return self._vocabulary.flat(layer.name.replace("/", "_")).text if layer is not None and layer.name else ""
+
+    def called_by_slots(self, node: int) -> str:
+        """What the slots of a layer's own variable call the layer, as a template; empty where they have no name."""
+        own = (child for _, child in self.kids[node] if child in self.shapes and child in self._flat)
+        variable = next(own, None)
+        if variable is None:
+            return ""
+        last = self.full_name(variable).rpartition("/")[2]
+        return self._vocabulary.flat(self._flat[variable].removesuffix(f"_{last}")).text
+
     def full_name(self, variable: int) -> str:
         """The name that a variable gave itself."""
         leaf = self._nodes[variable].leaf

@@ -1,0 +1,177 @@
+"""Programs of which a name is weak: made up by a library, shared by two, or known to slots only."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import keras
+import pytest
+import tensorflow as tf
+
+import dist_restore as dr
+from live import assert_all_hold, raw, refuse, restore, save, scramble, values
+
+Checkpoint = tf.train.Checkpoint
+Layers = keras.layers
+
+
+def proofs(report: dr.RestoreReport, part: str) -> set[dr.Proof]:
+    return {e.proof for e in report.plan.entries if part in e.target and e.sources}
+
+
+# ---- Modules of TensorFlow -------------------------------------------------------------------------------
+
+
+class Linear(tf.Module):
+    """Has the name of its class where it is given none."""
+
+    def __init__(self, *, bias: bool, name: str | None = None) -> None:
+        super().__init__(name=name)
+        with self.name_scope:
+            self.w = tf.Variable(tf.zeros([4, 4]), name="w")
+            if bias:
+                self.b = tf.Variable(tf.zeros([4]), name="b")
+
+
+class Group(tf.Module):
+    """Two layers."""
+
+    def __init__(self, first: Linear, second: Linear) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+
+def with_momentum(model: tf.Module) -> Checkpoint:
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer.build([*model.variables])
+    return Checkpoint(model=model, optimizer=optimizer)
+
+
+def test_a_name_that_a_module_has_from_its_class_is_no_name(tmp_path: pathlib.Path) -> None:
+    """The bias of the first layer is gone, and the second one has a new one: both are `linear/b`."""
+    old = with_momentum(Group(Linear(bias=True), Linear(bias=False)))
+    new = with_momentum(Group(Linear(bias=False), Linear(bias=True)))
+    refuse(dr.UnmatchedError, new, save(old, tmp_path), "model/second/b")
+
+
+def test_a_name_that_somebody_gave_to_a_module_is_one(tmp_path: pathlib.Path) -> None:
+    old = Group(Linear(bias=True, name="stem"), Linear(bias=True, name="head"))
+    scramble(old, seed=1)
+    path = save(with_momentum(old), tmp_path)
+    new = Group(Linear(bias=True, name="head"), Linear(bias=True, name="stem"))
+    with pytest.raises(dr.AmbiguousMatchError, match="stem"):  # the attributes say one thing, the names another
+        restore(with_momentum(new), path)
+
+
+# ---- One model into two ----------------------------------------------------------------------------------
+
+
+class Net(keras.Model):
+    """Two layers with names."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(name="net")
+        self.stem, self.head = (Layers.Dense(4, name=name) for name in names)
+        self.build((None, 4))
+
+    def build(self, shape: Sequence[int | None]) -> None:
+        self.stem.build(shape)
+        self.head.build(shape)
+        super().build(shape)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.head(self.stem(x))
+
+
+def with_adam(**models: keras.Model) -> Checkpoint:
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build([v for model in models.values() for v in model.trainable_variables])
+    return Checkpoint(**models, optimizer=optimizer)
+
+
+def test_one_model_is_not_taken_for_two_whatever_its_slots_call_it(tmp_path: pathlib.Path) -> None:
+    path = save(with_adam(model=Net("stem", "head")), tmp_path)
+    two = with_adam(query=Net("stem", "head"), document=Net("stem", "head"))
+    refuse(dr.AmbiguousMatchError, two, path, "query/stem/kernel", "document/stem/kernel")
+
+
+# ---- A root of one variable ------------------------------------------------------------------------------
+
+
+class Bare(keras.Model):
+    """A body with automatic names in a row, and one layer beside."""
+
+    def __init__(self, attribute: str) -> None:
+        super().__init__()
+        self.body = keras.Sequential([Layers.Input((4,)), Layers.Dense(4), Layers.Dense(4)])
+        setattr(self, attribute, Layers.Dense(4, use_bias=False))
+        getattr(self, attribute).build((None, 4))
+        self.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.body(x)
+
+
+def test_a_layer_beside_the_rest_of_a_bare_model_is_no_root_of_another_name(tmp_path: pathlib.Path) -> None:
+    path = save(Checkpoint(Bare("head")), tmp_path)
+    refuse(dr.UnmatchedError, Checkpoint(Bare("tail")), path, "tail/kernel")
+
+
+# ---- Names that only slots know --------------------------------------------------------------------------
+
+
+class Trunk(keras.Model):
+    """Every variable's full name is `trunk/kernel` or `trunk/gamma`; slots alone have the layers' names."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(name="trunk")
+        self.out = keras.Sequential(
+            [Layers.BatchNormalization(name=names[0]), Layers.LayerNormalization(name=names[1])]
+        )
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.out(x)
+
+
+def around(*names: str) -> keras.Model:
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, Layers.Dense(4, name="head")(Trunk(*names)(inputs)))
+
+
+def test_a_layer_that_slots_call_otherwise_is_not_taken_for_the_one_in_its_place(tmp_path: pathlib.Path) -> None:
+    path = save(with_adam(model=around("query", "norm")), tmp_path)
+    refuse(dr.AmbiguousMatchError, with_adam(model=around("swap", "norm")), path, "its layer is called 'swap'")
+
+
+def test_what_slots_call_the_same_is_found(tmp_path: pathlib.Path) -> None:
+    old, new = around("query", "norm"), around("query", "norm")
+    for number, model in enumerate((old, new)):
+        scramble(model, seed=number)
+    path = save(with_adam(model=old), tmp_path)
+    restore(with_adam(model=new), path)
+    assert_all_hold(new.variables, values(old.variables))
+
+
+# ---- Places ----------------------------------------------------------------------------------------------
+
+
+def stack(*layers: Callable[[], keras.layers.Layer]) -> keras.Model:
+    inputs = x = keras.Input((4,))
+    for make in layers:
+        x = make()(x)
+    return keras.Model(inputs, x)
+
+
+def test_a_place_is_order_even_where_no_other_layer_is_alike(tmp_path: pathlib.Path) -> None:
+    """A layer that took the place of another one of its class and shape leaves no trace in any file."""
+
+    def program() -> keras.Model:
+        return stack(
+            lambda: Layers.Dense(4), lambda: Layers.LayerNormalization(), lambda: Layers.Dense(4, use_bias=False)
+        )
+
+    old, new = program(), program()
+    report = restore(Checkpoint(model=new), save(Checkpoint(model=old), tmp_path))
+    assert proofs(report, "model/") == {dr.Proof.ORDER}
+    assert_all_hold([raw(v) for v in new.variables], values(old.variables))
