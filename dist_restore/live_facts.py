@@ -81,7 +81,9 @@ class Facts:
         self._counted = {o.name for o in items if isinstance(o, named) and is_counted(o)}
         self._counted |= {o.name for o in items if isinstance(o, self._layers) and is_counted(o)}
         models: tuple[type[keras.Layer], ...] = (keras.Model, *keras2.classes("Model"))
-        self._models = {o.name for o in items if isinstance(o, models)} | self._name_modules()
+        inside = self._inside_models(models)
+        self._models = {o.name for i, o in others if isinstance(o, models) and not (i in inside and is_counted(o))}
+        self._models |= self._name_modules()
         counter = getattr(root, "save_counter", None) if isinstance(root, tf.train.Checkpoint) else None
         self._save_counter = id(counter)
         self._classes = self._layer_classes()
@@ -109,6 +111,11 @@ class Facts:
             self._classes.get(index, ""),
             tuple(sorted(self._members[index])) if index in self._members else (),
         )
+
+    def _inside_models(self, models: tuple[type[keras.Layer], ...]) -> frozenset[int]:
+        """What is below a model: a model there is a layer, whose automatic name is a counter's."""
+        outer = [i for i, o in self._others if isinstance(o, models)]
+        return self._reach([child for i in outer for _, child, _ in self._edges[i]])
 
     def _name_modules(self) -> set[str]:
         """Adds the automatic names of modules that are no layers; those that hold others may be models."""

@@ -73,8 +73,16 @@ def replace_block(rng: random.Random, program: Program) -> Program | None:
         return None
     model, path, block = rng.choice(found)
     word = next(fresh_words(rng, program))
-    new = dataclasses.replace(_renewed(block, word), attr=word, name=word if block.name else "")
+    new = dataclasses.replace(_renamed(_renewed(block, word), word), attr=word, name=word if block.name else "")
     return edit_at(program, model, path, lambda _: new)
+
+
+def _renamed(node: Node, word: str) -> Node:
+    """New names for all that has one: with the old ones below it, a block would only have been renamed."""
+    name = f"{node.name}_{word}" if node.name else ""
+    if isinstance(node, Leaf):
+        return dataclasses.replace(node, name=name)
+    return dataclasses.replace(node, name=name, children=tuple(_renamed(child, word) for child in node.children))
 
 
 def _shows(program: Program, model: int, path: Path, node: Node) -> bool:
@@ -83,12 +91,12 @@ def _shows(program: Program, model: int, path: Path, node: Node) -> bool:
 
 
 def replace_class(rng: random.Random, program: Program) -> Program | None:
-    """A layer goes and one of another class comes."""
-    found = [(m, p, n) for m, p, n in leaves_of(program) if n.kind in ("norm", "batch_norm", "dense")]
+    """A layer goes and one of another class comes, whose variables are not all called as some of the old one's are."""
+    found = [(m, p, n) for m, p, n in leaves_of(program) if n.kind in ("norm", "dense")]
     if not found or program.library == "module":
         return None
     model, path, leaf = rng.choice(found)
-    kind = {"norm": "batch_norm", "batch_norm": "norm", "dense": "conv"}[leaf.kind]
+    kind = {"norm": "batch_norm", "dense": "conv"}[leaf.kind]
     return edit_at(program, model, path, lambda n: dataclasses.replace(n, role=f"other_{n.role}", kind=kind))
 
 
