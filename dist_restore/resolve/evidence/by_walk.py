@@ -62,12 +62,13 @@ class _Case:
     def __init__(
         self, scenes: tuple[Scene, Scene], targets: Sequence[TargetVariable], sources: Sequence[SourceTensor]
     ) -> None:
-        self._targets = {v.name: v for v in targets if not v.tracker_only}
+        by_layer = scenes[1].by_layer or scenes[0].by_layer
+        # What may keep its value is in no file of weights: states of seeds.
+        self._targets = {v.name: v for v in targets if not (v.tracker_only or (by_layer and v.keep_reason))}
         self._sources = {t.name: t for t in sources if not t.tracker_only}
         signatures, words = Signatures(), Vocabulary(own_words(scenes[0]))
         ours = {name: v.spec.shape for name, v in self._targets.items()}
         theirs = {name: t.spec.shape for name, t in self._sources.items()}
-        by_layer = scenes[1].by_layer or scenes[0].by_layer
         self._mine = View(scenes[0], ours, signatures, words, by_layer=by_layer)
         self._other = View(scenes[1], theirs, signatures, words, by_layer=by_layer)
         self._scenes, self._words = scenes, words
