@@ -30,11 +30,13 @@ class LayerName:
       name: empty where only the class is known.
       counted: whether Keras made it up from the class and a counter.
       kind: the class in snake case; empty where it is not known.
+      own: whether the class is the user's, and only called like one of Keras' (live layers only).
     """
 
     name: str
     counted: bool
     kind: str = ""
+    own: bool = False
 
 
 class Node(msgspec.Struct, frozen=True, gc=False):

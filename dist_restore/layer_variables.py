@@ -28,6 +28,8 @@ KNOWN: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "additive_attention": (("scale",),),
     "attention": (("scale", "concat_score_weight"),),
 }
+# What tf_keras calls a variable -> what Keras 3 does.
+OF_KERAS_2: Mapping[str, str] = {"depthwise_kernel": "kernel"}
 _SCALED = frozenset({"batch_normalization", "layer_normalization", "group_normalization"})
 
 

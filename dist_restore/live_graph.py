@@ -23,6 +23,7 @@ from dist_restore.live_objects import (
     is_bare,
     is_counted,
     is_optimizer,
+    is_own_class,
     is_variable,
     layer_classes,
     numbered_variables,
@@ -157,7 +158,7 @@ class _Walker:
             return Node((), leaf)
         edges = tuple([(name, child) for name, child, _ in self._edges[index]])
         layer = (
-            LayerName(item.name, is_counted(item), snake_case(type(item).__name__))
+            LayerName(item.name, is_counted(item), snake_case(type(item).__name__), is_own_class(item))
             if isinstance(item, self._layers)
             else None
         )

@@ -92,11 +92,17 @@ def keras_variables(objects: Iterable[object]) -> Iterator[keras.Variable]:
             yield from item.variables
 
 
+def is_own_class(layer: keras.Layer) -> bool:
+    """Whether a layer's class is no class of Keras' or tf_keras'."""
+    return type(layer).__module__.partition(".")[0] not in _LIBRARIES
+
+
 def numbered_variables(layer: keras.Layer) -> tuple[object, ...]:
-    """What a layer saves by number; nothing of Keras' own classes, and of those that save in a way of their own."""
+    """What a layer saves by number; nothing where Keras has names for the numbers, or the class a way of its own."""
     kind = type(layer)
     saves = [base.save_own_variables for base in layer_classes()]
-    if kind.__module__.partition(".")[0] in _LIBRARIES or kind.save_own_variables not in saves:
+    plain = kind.save_own_variables in saves if is_own_class(layer) else getattr(layer, "quantization_mode", None)
+    if not plain:
         return ()
     store: dict[str, object] = {}
     layer.save_own_variables(store)

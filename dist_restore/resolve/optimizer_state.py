@@ -100,10 +100,15 @@ class OptimizerState:
         return Match(source, f"{mine!r} is the checkpoint's {other!r}: the optimizer inside the wrapper")
 
     def keep_reason(self, target: TargetVariable) -> str:
-        """Why a variable may keep its value: it is a loss scale's own, and the checkpoint's optimizer has none."""
-        if not self._my_wrappers:
+        """Why a variable may keep its value.
+
+        It is a loss scale's own, and the checkpoint's optimizer has none; or a rate that tf_keras puts into no file.
+        """
+        if not self._my_wrappers and not self.numbers.pairs:
             return ""
-        optimizer = target.name.rpartition("/")[0]
+        optimizer, _, own = target.name.rpartition("/")
+        if own == "learning_rate" and self.numbers.lacks(optimizer, target):
+            return "files of tf_keras store no learning rate: it is what the program says"
         if optimizer not in self._my_wrappers or self._ours[optimizer].family != _LOSS_SCALE:
             return ""
         return "the LossScaleOptimizer's own state, and the checkpoint's optimizer is not wrapped in one"

@@ -126,7 +126,7 @@ class _Resolution:
             return Owner(unfilled(variable, Status.KEPT, "kept by a rule", evidence=where), None)
         own = self._state.keep_reason(variable)
         if own:
-            return Owner(unfilled(variable, Status.KEPT, own, evidence="the optimizer is wrapped now"), None)
+            return Owner(unfilled(variable, Status.KEPT, own, evidence="what the file says of its optimizer"), None)
         if not isinstance(outcome, Match):
             return Owner(self._unfilled(variable, outcome), None)
         doubt = self._state.doubt(variable, outcome.source)

@@ -52,6 +52,8 @@ def by_counter(
     known: Mapping[str, Outcome],
     sources: Iterable[SourceTensor],
     alignment: Alignment,
+    *,
+    paths: bool = False,
 ) -> dict[str, Outcome]:
     """Finds sources by the order of automatic names.
 
@@ -60,6 +62,7 @@ def by_counter(
       known: what has been found for them already.
       sources: tensors that nothing uses.
       alignment: the sources' names in the program's terms.
+      paths: whether the sources' names are what Keras calls variables, and attributes are not in them.
     """
     counted = [t for t in targets if t.name_kind is AliasKind.COUNTED and t.name not in known]
     if not counted:
@@ -67,12 +70,25 @@ def by_counter(
     free = {id(s) for s in sources}
     root = _missing_root(targets, alignment.names)
     names = ((f"{root}{n}", items[0]) for n, items in alignment.names.items() if len(items) == 1)
-    ours = _families((t.name, t) for t in counted)
-    theirs = _families((name, item) for name, item in names if id(item) in free)
-    found: dict[str, Outcome] = {}
-    for template, layers in ours.items():
-        found.update(_pair(layers, theirs.get(template, [])))
+    found = dict(_pair_families(((t.name, t) for t in counted), ((n, s) for n, s in names if id(s) in free)))
+    if paths:
+        rest = ((path, t) for t in counted if t.name not in found for path in _path_of(t))
+        theirs = ((n, items[0]) for n, items in alignment.names.items() if len(items) == 1 and id(items[0]) in free)
+        found.update(_pair_families(rest, theirs))
     return found
+
+
+def _path_of(target: TargetVariable) -> list[str]:
+    """What Keras calls a variable: an attribute of a layer (`query_dense`) may hold one of another name (`query`)."""
+    return [a.name for a in target.aliases if a.kind is AliasKind.COUNTED and "/" in a.name][:1]
+
+
+def _pair_families(
+    ours: Iterable[tuple[str, TargetVariable]], theirs: Iterable[tuple[str, SourceTensor]]
+) -> Iterator[tuple[str, Outcome]]:
+    others = _families(theirs)
+    for template, layers in _families(ours).items():
+        yield from _pair(layers, others.get(template, []))
 
 
 def _families(named: Iterable[tuple[str, Named]]) -> dict[str, list[_Layer[Named]]]:

@@ -54,6 +54,7 @@ def by_name(targets: Side[TargetVariable], sources: Side[SourceTensor], alignmen
         return {}
     claims = _claims(targets, sources, alignment)
     found = {t.name: _judge(claims[t.name], alignment) for t in targets.open if t.name in claims}
+    found.update(_shared_flat(targets, sources, claims))
     _refuse_unequal_flat(found, claims, targets.open, sources)
     _refuse_shared(found, claims)
     _refuse_unequal_lists(found, claims, _lists(targets, sources, alignment), targets.open)
@@ -93,11 +94,12 @@ def _judge(claims: Sequence[_Claim], alignment: Alignment) -> Outcome:
         return _match(claims)
     candidates = {id(c.source): c.source for c in claims}
     if len(candidates) > 1:
+        roots = all(c.how is _How.ROOT for c in claims)
         parts = "; ".join(f"{c.evidence} points to {c.source.name!r}" for c in claims[:4])
-        return Conflict(tuple(candidates.values()), f"its names disagree: {parts}")
+        return Conflict(tuple(candidates.values()), f"its names disagree: {parts}", of_roots=roots)
     doubts = [alignment.doubtful.get(c.name, "") if c.how is _How.ROOT else "" for c in claims]
     if all(doubts):
-        return Conflict((claims[0].source,), doubts[0])
+        return Conflict((claims[0].source,), doubts[0], of_roots=True)
     return _match(claims)
 
 
@@ -117,7 +119,7 @@ def _refuse_unequal_flat(
     """Refuses what rests on a flattened name alone, where its family differs in number: numbers mislead there."""
     if not _unique_flat(sources):
         return
-    flat = [n for n in found if claims[n][-1].how is _How.FLAT]  # they come last
+    flat = [n for n in found if n in claims and claims[n][-1].how is _How.FLAT]  # they come last
     weak = [n for n in flat if isinstance(found[n], Match) and all(c.how is _How.FLAT for c in claims[n])]
     if not weak:
         return
@@ -137,6 +139,18 @@ def _refuse_unequal_flat(
 
 def _unique_flat(sources: Side[SourceTensor]) -> Mapping[str, SourceTensor]:
     return sources.own_names((AliasKind.FLAT,))
+
+
+def _shared_flat(
+    targets: Side[TargetVariable], sources: Side[SourceTensor], claims: Mapping[str, Sequence[_Claim]]
+) -> Iterator[tuple[str, Outcome]]:
+    """Targets of which nothing but a flattened name is known, and that have it with others."""
+    flat = _unique_flat(sources)
+    for target in targets.open if flat else ():
+        shared = [a.name for a in _flat_aliases(target.aliases) if a.name in flat] if target.name not in claims else []
+        if shared:
+            reason = f"several variables of the model have the name {shared[0]!r}, which its slots carry"
+            yield target.name, Conflict((flat[shared[0]],), reason)
 
 
 def _flat_aliases(aliases: Iterable[Alias]) -> list[Alias]:

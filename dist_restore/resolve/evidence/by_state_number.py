@@ -165,6 +165,11 @@ class StateNumbers:
         """Whether a wrapper has it a second time: it lists what the optimizer inside keeps."""
         return tensor.name in self._copies
 
+    def lacks(self, optimizer: str, target: TargetVariable) -> bool:
+        """Whether all that an optimizer keeps has a number, and a variable beside has none."""
+        pair = self.pairs.get(optimizer)
+        return pair is not None and not pair.trouble and pair.source_of(target.name) is None
+
     def trouble(self, optimizer: str) -> str:
         """Why the numbers say nothing of an optimizer's state; empty where they do, or where there are none."""
         pair = self.pairs.get(optimizer)

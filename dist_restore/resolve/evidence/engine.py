@@ -24,8 +24,10 @@ from dist_restore.resolve.evidence.by_name import by_name
 from dist_restore.resolve.evidence.by_number import by_number
 from dist_restore.resolve.evidence.by_optimizer_list import by_optimizer_list
 from dist_restore.resolve.evidence.by_walk import Walked, by_walk, own_words
+from dist_restore.resolve.evidence.exchanged import names_in_files, refuse_exchanged
 from dist_restore.resolve.evidence.lists import rests_on_index
 from dist_restore.resolve.evidence.outcome import Match, Outcome
+from dist_restore.resolve.evidence.own_classes import refuse_misnamed
 from dist_restore.resolve.evidence.roots import Alignment, align
 from dist_restore.resolve.evidence.verdict import (
     hear,
@@ -109,8 +111,18 @@ class _Hearing:
         if self._left(found):
             found |= self._by_list(found)
             found |= by_number(Side(self._left(found), self._case.owned), self._free)
-            found |= by_counter(self._open, found, self._unused(found), alignment)
-        return refuse_shared(refuse_other_members(found, self._open))
+            paths = self._case.sources.scene is None
+            found |= by_counter(self._open, found, self._unused(found), alignment, paths=paths)
+        return refuse_shared(refuse_other_members(self._not_exchanged(found), self._open))
+
+    def _not_exchanged(self, found: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
+        mine, other = self._case.targets.scene, self._case.sources.scene
+        if mine is None or other is None:
+            return found
+        if other.by_layer:
+            found = refuse_misnamed(found, mine)
+            return refuse_exchanged(found, names_in_files(mine), names_in_files(other), self._words)
+        return refuse_exchanged(found, self._full_names, self._their_full_names, self._words)
 
     def _left(self, found: Mapping[str, Outcome]) -> list[TargetVariable]:
         return [v for v in self._open if v.name not in found]
@@ -139,12 +151,17 @@ class _Hearing:
             return False
         if mine.by_layer or other.by_layer or (self._case.targets.optimizers and self._case.sources.optimizers):
             return True
-        ours, theirs = self._full_names, other.full_names()
+        ours, theirs = self._full_names, self._their_full_names
         return any(ours.get(name) != theirs.get(o.source.name) for name, o in weak)
 
     @functools.cached_property  # asked for by two witnesses, of some 50,000 variables
     def _full_names(self) -> Mapping[str, str]:
         scene = self._case.targets.scene
+        return scene.full_names() if scene is not None else {}
+
+    @functools.cached_property
+    def _their_full_names(self) -> Mapping[str, str]:
+        scene = self._case.sources.scene
         return scene.full_names() if scene is not None else {}
 
     @functools.cached_property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from dist_restore.layer_variables import variable_names
+from dist_restore.layer_variables import OF_KERAS_2, variable_names
 from dist_restore.resolve.evidence.how import How
 from dist_restore.resolve.evidence.view import View
 
@@ -21,6 +21,8 @@ def pair_numbers(mine: View, other: View, ours: int, theirs: int) -> Iterator[tu
     """(name of a variable in the program's layer, the one of the file's layer that it is, why), for numbered ones."""
     numbered = {x: n for x, n in other.kids[theirs] if x[:1] == "#" and x[1:].isdecimal() and n in other.shapes}
     named = {label: n for label, n in mine.kids[ours] if n in mine.shapes}
+    kids = dict(other.kids[theirs])
+    yield from ((x, kids[y], How.CHOSEN) for x, y in OF_KERAS_2.items() if x in named and x not in kids and y in kids)
     if not numbered or not _same_classes(mine, other, ours, theirs) or len(PAIR & named.keys()) == 1:
         return
     by_class = _by_class(mine.kind(ours), named, [(int(label[1:]), other.shapes[n]) for label, n in numbered.items()])

@@ -35,11 +35,13 @@ class Conflict:
       candidates: what could be meant, best first.
       reason: in words, without a full stop.
       of_indexes: whether only the indexes of a list are in doubt, so that the order of its members may still tell.
+      of_roots: whether only the place of a root is in doubt, so that the object graph may still tell.
     """
 
     candidates: tuple[SourceTensor, ...]
     reason: str
     of_indexes: bool = False
+    of_roots: bool = False
 
 
 Outcome: TypeAlias = Match | Conflict

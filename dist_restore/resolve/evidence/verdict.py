@@ -43,7 +43,7 @@ def _hear_one(target: TargetVariable, name: Outcome | None, walk: Outcome | None
         return walk if not _same(name, walk) else _agreed(name, walk)
     if isinstance(name, Conflict):
         # Rules have settled some members, or equal names would not mislead: the rest is in order.
-        return walk if name.of_indexes and isinstance(walk, Match) else name
+        return walk if (name.of_indexes or name.of_roots) and isinstance(walk, Match) else name
     if isinstance(walk, Conflict):
         return name if _is_hard(name) or name.source.spec.shape != target.spec.shape else walk
     if _same(name, walk):
