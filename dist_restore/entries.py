@@ -57,9 +57,9 @@ class Proof(str, enum.Enum):
       NONE: nothing fills the target.
       RULE: a rule says so.
       NAME: names that somebody chose are equal.
-      STRUCTURE: no name says otherwise, and the place in the object graph is like no other one.
+      STRUCTURE: no name says otherwise, and what is left on both sides is one thing, built alike.
       OUTPUTS: the outputs of the old model.
-      ORDER: only the order among equals; no proof.
+      ORDER: only a place in an order; no proof.
     """
 
     NONE = ""

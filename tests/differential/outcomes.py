@@ -50,8 +50,8 @@ class Outcome:
 
     Attributes:
       case: to what.
-      kind: right, marked, quietly_wrong, refused, refused_needless, crashed, or unknowable: a new layer is filled that
-        no file can tell from the one in whose place it is.
+      kind: right, marked, quietly_wrong, refused, refused_needless, crashed, unknowable: a new layer is filled that no
+        file can tell from the one in whose place it is; or impossible: the library cannot call it, or not write it.
       native: right, wrong or error, of plain TensorFlow.
       wrong: what is wrong, a line for each.
       message: of the error.
@@ -147,11 +147,16 @@ def run(case: Case) -> Outcome:
 
 
 def _run(case: Case, folder: pathlib.Path) -> Outcome:
-    old = fresh(case.refactor.old)
-    values = filled(old, case.seed + 1)
-    path = save(old, case.form, folder)
+    try:
+        old = fresh(case.refactor.old)
+        values = filled(old, case.seed + 1)
+        path = save(old, case.form, folder)
+        new = fresh(case.refactor.new, slots=not case.late)
+    except (
+        Exception
+    ) as error:  # a program that cannot be called, or that Keras cannot write, such as two layers of one name
+        return Outcome(case, "impossible", "", message=f"{type(error).__name__}: {error}")
     truth = stored(values, tensors(case.form, path))
-    new = fresh(case.refactor.new, slots=not case.late)
     before = filled(new, case.seed + 7_000_001)
     outcome = _restored(case, new, path, truth, before)
     native = _native(case, new, path, truth)

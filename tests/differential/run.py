@@ -30,7 +30,7 @@ from programs import listing  # noqa: E402
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
-KINDS = ("right", "marked", "unknowable", "refused", "refused_needless", "quietly_wrong", "crashed")
+KINDS = ("right", "marked", "unknowable", "refused", "refused_needless", "quietly_wrong", "crashed", "impossible")
 BAD = ("quietly_wrong", "crashed")
 
 
