@@ -25,7 +25,8 @@ def pair_numbers(mine: View, other: View, ours: int, theirs: int) -> Iterator[tu
     yield from ((x, kids[y], How.CHOSEN) for x, y in OF_KERAS_2.items() if x in named and x not in kids and y in kids)
     if not numbered or not _same_classes(mine, other, ours, theirs) or len(PAIR & named.keys()) == 1:
         return
-    by_class = _by_class(mine.kind(ours), named, [(int(label[1:]), other.shapes[n]) for label, n in numbered.items()])
+    kind = "" if mine.is_own_class(ours) else mine.kind(ours)
+    by_class = _by_class(kind, named, [(int(label[1:]), other.shapes[n]) for label, n in numbered.items()])
     if by_class:
         yield from ((name, numbered[f"#{number}"], How.CHOSEN) for number, name in enumerate(by_class))
         return

@@ -249,6 +249,11 @@ class View:
         layer = self._nodes[node].layer if node < len(self._nodes) else None
         return layer.kind if layer is not None else ""
 
+    def is_own_class(self, node: int) -> bool:
+        """Whether a live layer's class is the user's, whatever it is called."""
+        layer = self._nodes[node].layer if node < len(self._nodes) else None
+        return layer is not None and layer.own
+
     def numbered(self, node: int) -> tuple[int, ...]:
         """The variables of a live layer in the order in which a file numbers them; empty where that is not known."""
         return self._nodes[node].numbered if node < len(self._nodes) else ()
