@@ -41,6 +41,8 @@ class Builder:
         """
         self._objects, self._edges = objects, edges
         self._layers = layer_classes()
+        # Asked for several times of large modules, which look for all of it each time. Nothing is built between.
+        self._known_trainable: dict[int, list[object]] = {}
 
     def build(self, optimizers: Iterable[int], strategy: tf.distribute.Strategy | None) -> bool:
         """Builds those of which it is clear what they train; whether any was new."""
@@ -86,13 +88,13 @@ class Builder:
         for holder in level:
             item = self._objects[holder]
             if isinstance(item, self._layers) and getattr(item, "optimizer", None) is optimizer:
-                return _trainable(item) if self._is_ready(holder) else []
+                return self._trainable(item) if self._is_ready(holder) else []
         while level:
             seen.update(level)
             candidates = self._candidates(level, seen)
             if candidates:
                 ready = len(candidates) == 1 and self._is_ready(candidates[0][0])
-                return _trainable(candidates[0][1]) if ready else []
+                return self._trainable(candidates[0][1]) if ready else []
             level = [i for i in self._above(level) if i not in seen]
         return []
 
@@ -132,23 +134,25 @@ class Builder:
         for holder in level:
             for index, item in self._own_or_beside(holder, seen):
                 found[index] = item
-        return _outermost(list(found.items()))
+        return self._outermost(list(found.items()))
 
     def _own_or_beside(self, holder: int, seen: set[int]) -> Iterator[tuple[int, Trained]]:
         item, beside = self._objects[holder], dict(self._members(holder))
         layers: dict[int, Trained] = {}
-        layers |= {i: o for i, o in beside.items() if isinstance(o, self._layers) and _may_be_trained(o)}
+        layers |= {i: o for i, o in beside.items() if isinstance(o, self._layers) and self._may_be_trained(o)}
         if isinstance(item, self._layers):
             models = [o for o in layers.values() if isinstance(o, (keras.Model, *keras2.classes("Model")))]
             others = [o for o in beside.values() if is_optimizer(o) and o is not getattr(item, "optimizer", None)]
             # Several models, or several optimizers: each trains a part, and nothing says which.
             several = len(models) > 1 or (len(others) > 1 and len(layers) > 1)
             found: dict[int, Trained] = {**layers} if several else {holder: item}
-            yield from ((i, o) for i, o in found.items() if _may_be_trained(o))
+            yield from ((i, o) for i, o in found.items() if self._may_be_trained(o))
             return
         if isinstance(item, tf.Module) and any(_is_trainable(o) for o in beside.values()):
             yield holder, item  # its own variables, and with them all below
-        modules = ((i, o) for i, o in beside.items() if isinstance(o, tf.Module) and _is_trained(o) and i not in seen)
+        modules = (
+            (i, o) for i, o in beside.items() if isinstance(o, tf.Module) and self._is_trained(o) and i not in seen
+        )
         yield from layers.items() if layers else modules
 
     def _members(self, holder: int) -> Iterator[tuple[int, object]]:
@@ -163,6 +167,31 @@ class Builder:
                         stack.append(child)
                     else:
                         yield child, item
+
+    def _trainable(self, item: Trained) -> list[object]:
+        found = self._known_trainable.get(id(item))
+        if found is None:
+            found = self._known_trainable[id(item)] = _trainable(item)
+        return found
+
+    def _may_be_trained(self, layer: Trained) -> bool:
+        return bool(self._trainable(layer)) or (not getattr(layer, "built", True) and makes_variables(layer))
+
+    def _is_trained(self, module: tf.Module) -> bool:
+        """Whether a module has something to train; Sonnet's optimizers are modules too."""
+        return not hasattr(module, "apply") and bool(self._trainable(module))
+
+    def _outermost(self, items: Sequence[tuple[int, Trained]]) -> list[tuple[int, Trained]]:
+        """Without those whose variables are all part of another one's."""
+        if len(items) < 2:
+            return [item for item in items if self._trainable(item[1])]
+        sets = [{id(unwrap(v)) for v in self._trainable(item)} for _, item in items]
+        kept: list[tuple[int, Trained]] = []
+        for place, (item, own) in enumerate(zip(items, sets, strict=True)):
+            inside = (own < o or (own == o and other < place) for other, o in enumerate(sets) if other != place)
+            if not own or not any(inside):
+                kept.append(item)
+        return kept
 
 
 def _trainable(item: Trained) -> list[object]:
@@ -182,15 +211,6 @@ def _is_built(item: object) -> bool:
     return keras2.is_built(item) if keras2.is_optimizer(item) else bool(getattr(item, "built", False))
 
 
-def _may_be_trained(layer: Trained) -> bool:
-    return bool(_trainable(layer)) or (not getattr(layer, "built", True) and makes_variables(layer))
-
-
-def _is_trained(module: tf.Module) -> bool:
-    """Whether a module has something to train; Sonnet's optimizers are modules too."""
-    return not hasattr(module, "apply") and bool(_trainable(module))
-
-
 def _known(optimizer: object) -> set[int]:
     """The variables that an optimizer has slots for; none where it makes them as they are needed."""
     if isinstance(optimizer, keras.optimizers.Optimizer):
@@ -200,17 +220,6 @@ def _known(optimizer: object) -> set[int]:
 
 def _is_trainable(item: object) -> bool:
     return isinstance(item, tf.Variable) and item.trainable and item.dtype.is_floating
-
-
-def _outermost(items: Sequence[tuple[int, Trained]]) -> list[tuple[int, Trained]]:
-    """Without those whose variables are all part of another one's."""
-    sets = [{id(unwrap(v)) for v in _trainable(item)} for _, item in items]
-    kept: list[tuple[int, Trained]] = []
-    for place, (item, own) in enumerate(zip(items, sets, strict=True)):
-        inside = (own < o or (own == o and other < place) for other, o in enumerate(sets) if other != place)
-        if not own or not any(inside):
-            kept.append(item)
-    return kept
 
 
 def _build(optimizer: object, variables: Sequence[object], strategy: tf.distribute.Strategy | None) -> None:
