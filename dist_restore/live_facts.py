@@ -13,6 +13,7 @@ import msgspec
 import tensorflow as tf
 
 from dist_restore import keras2
+from dist_restore.automatic_names import looks_automatic
 from dist_restore.live_objects import is_container, is_counted, is_optimizer, keras_variables, layer_classes, unwrap
 from dist_restore.naming import POSITIONAL_CONTAINERS
 from dist_restore.specs import Group, snake_case
@@ -80,6 +81,7 @@ class Facts:
         named = (keras.random.SeedGenerator, keras.metrics.Metric)
         self._counted = {o.name for o in items if isinstance(o, named) and is_counted(o)}
         self._counted |= {o.name for o in items if isinstance(o, self._layers) and is_counted(o)}
+        self._named = {o.name for o in items if isinstance(o, self._layers)}
         models: tuple[type[keras.Layer], ...] = (keras.Model, *keras2.classes("Model"))
         inside = self._inside_models(models)
         self._models = {o.name for i, o in others if isinstance(o, models) and not (i in inside and is_counted(o))}
@@ -105,7 +107,7 @@ class Facts:
             self._group(index),
             path,
             path if scoped else "",
-            scoped and any(part in self._counted for part in self._layer_parts(path)),
+            scoped and any(map(self._is_counted, self._layer_parts(path))),
             self._shorter(path) if scoped else (),
             id(variable) == self._save_counter,
             self._classes.get(index, ""),
@@ -155,6 +157,10 @@ class Facts:
 
     def _own_name(self, variable: object) -> str:
         return self._paths.get(id(variable)) or str(getattr(variable, "name", "")).partition(":")[0]
+
+    def _is_counted(self, name: str) -> bool:
+        """Whether Keras made a layer's name up; the layer itself may be out of sight, and its variables in a list."""
+        return name in self._counted or (name not in self._named and looks_automatic(name))
 
     def _layer_parts(self, path: str) -> list[str]:
         """The layers in a path: without the variable's own name, and without the model's."""

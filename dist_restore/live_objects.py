@@ -127,6 +127,9 @@ def _plain_children(item: object) -> Iterator[tuple[str, object]]:
     elif isinstance(item, (set, frozenset)):
         yield from ((str(i), v) for i, v in enumerate(_in_order([v for v in item if _holds_state(v)])))
     elif isinstance(item, (keras.Layer, keras.metrics.Metric, keras.random.SeedGenerator)):
+        if isinstance(item, keras.Sequential) and not item.built:
+            # Somebody uses it as a list: nothing else leads to its layers.
+            yield "_layers", vars(item).get("_layers")
         for name, value in vars(item).items():
             if name not in _KERAS_INTERNAL and not name.startswith("_self_"):
                 yield name, value

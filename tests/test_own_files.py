@@ -148,7 +148,7 @@ def called(kind: type, *names: str) -> object:
 def test_exchanged_names_under_the_same_attributes_are_refused_in_files_of_weights(tmp_path: pathlib.Path) -> None:
     path = saved(called(Named, "stem", "head"), tmp_path, ".weights.h5")
     new = Checkpoint(model=called(Named, "head", "stem"))
-    refuse(dr.AmbiguousMatchError, new, path, "called 'stem' in the checkpoint; its own is called 'head'")
+    refuse(dr.AmbiguousMatchError, new, path, "called 'stem' in the checkpoint; it is called 'head' itself")
     restore(Checkpoint(model=called(Named, "other", "head")), path)  # a new name speaks for no other layer
 
 

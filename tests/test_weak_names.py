@@ -175,3 +175,104 @@ def test_a_place_is_order_even_where_no_other_layer_is_alike(tmp_path: pathlib.P
     report = restore(Checkpoint(model=new), save(Checkpoint(model=old), tmp_path))
     assert proofs(report, "model/") == {dr.Proof.ORDER}
     assert_all_hold([raw(v) for v in new.variables], values(old.variables))
+
+
+# ---- Layers out of sight: their variables are in an optimizer's list only ---------------------------------
+
+
+def trained_alone(reverse: bool) -> tuple[Checkpoint, list[tf.Variable]]:
+    """Equal layers without names that no model holds, made in one order or the other and trained in one."""
+    made = [Layers.Dense(4) for _ in range(3)][:: -1 if reverse else 1]
+    for layer in made:
+        layer.build((None, 4))
+    variables = [v for layer in made for v in layer.trainable_variables]
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build(variables)
+    return Checkpoint(optimizer=optimizer), [raw(v) for v in variables]
+
+
+def test_automatic_names_in_an_optimizers_list_are_no_names(tmp_path: pathlib.Path) -> None:
+    root, old = trained_alone(reverse=False)
+    for number, variable in enumerate(old):
+        variable.assign_add(tf.fill(variable.shape, float(number)))
+    path = root.save(str(tmp_path / "ckpt"))
+    turned, _ = trained_alone(reverse=True)
+    refuse(dr.AmbiguousMatchError, turned, path, "count in another order")
+    same, new = trained_alone(reverse=False)
+    report = restore(same, path)
+    assert_all_hold(new, values(old))
+    assert proofs(report, "trainable_variables") == {dr.Proof.ORDER}
+
+
+class Body(keras.Model):
+    """A Sequential that nobody calls, as a list of blocks; and a head of the same class as what is in them."""
+
+    def __init__(self, *, frozen: bool = False) -> None:
+        super().__init__()
+        self.blocks = keras.Sequential([Layers.Dense(4), Layers.Dense(4)])
+        self.head = Layers.Dense(4)
+        for layer in (*self.blocks.layers, self.head):
+            layer.build((None, 4))
+        self.blocks.layers[0].trainable = not frozen
+        self.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        for layer in self.blocks.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def in_order(model: Body) -> list[tf.Variable]:
+    return [raw(v) for layer in (*model.blocks.layers, model.head) for v in layer.variables]
+
+
+def test_a_sequential_that_is_a_list_of_blocks_reads_its_own(tmp_path: pathlib.Path) -> None:
+    old, new = Body(), Body()
+    for number, variable in enumerate(in_order(old)):
+        variable.assign_add(tf.fill(variable.shape, float(number)))
+    report = restore(with_adam(model=new), save(with_adam(model=old), tmp_path))
+    assert_all_hold(in_order(new), values(in_order(old)))
+    assert proofs(report, "model/blocks") == {dr.Proof.ORDER}
+
+
+def test_what_tensorflow_does_not_save_of_it_is_refused_by_name(tmp_path: pathlib.Path) -> None:
+    path = save(with_adam(model=Body(frozen=True)), tmp_path)
+    refuse(dr.UnmatchedError, with_adam(model=Body(frozen=True)), path, "never saves this variable by itself")
+
+
+class Inner(keras.layers.Layer):
+    """A block whose variable has the block's name in its path."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        self.dense = Layers.Dense(4)
+
+    def build(self, shape: Sequence[int | None]) -> None:
+        self.dense.build(shape)
+        self.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.dense(x)
+
+
+class Outer(keras.Model):
+    """Two such blocks under attributes."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(name="outer")
+        self.first, self.second = Inner(first), Inner(second)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.second(self.first(x))
+
+
+def outer(*names: str) -> keras.Model:
+    model = Outer(*names)
+    model(tf.zeros((1, 4)))
+    return model
+
+
+def test_exchanged_names_of_blocks_are_seen_in_what_slots_call_the_layers_inside(tmp_path: pathlib.Path) -> None:
+    path = save(with_adam(model=outer("a", "b")), tmp_path)
+    refuse(dr.AmbiguousMatchError, with_adam(model=outer("b", "a")), path, "model/first/dense/kernel")
+    restore(with_adam(model=outer("a", "b")), path)

@@ -24,7 +24,13 @@ from dist_restore.resolve.evidence.by_name import by_name
 from dist_restore.resolve.evidence.by_number import by_number
 from dist_restore.resolve.evidence.by_optimizer_list import by_optimizer_list
 from dist_restore.resolve.evidence.by_walk import Walked, by_walk, own_words
-from dist_restore.resolve.evidence.exchanged import names_in_files, refuse_exchanged
+from dist_restore.resolve.evidence.exchanged import (
+    flat_names_of,
+    in_flat_names,
+    in_full_names,
+    names_in_files,
+    refuse_exchanged,
+)
 from dist_restore.resolve.evidence.lists import rests_on_index
 from dist_restore.resolve.evidence.outcome import Match, Outcome
 from dist_restore.resolve.evidence.own_classes import refuse_misnamed
@@ -121,8 +127,12 @@ class _Hearing:
             return found
         if other.by_layer:
             found = refuse_misnamed(found, mine)
-            return refuse_exchanged(found, names_in_files(mine), names_in_files(other), self._words)
-        return refuse_exchanged(found, self._full_names, self._their_full_names, self._words)
+            return refuse_exchanged(found, names_in_files(mine), names_in_files(other), in_full_names(self._words))
+        found = refuse_exchanged(found, self._full_names, self._their_full_names, in_full_names(self._words))
+        if not (self._case.targets.optimizers and self._case.sources.optimizers):
+            return found
+        flat = flat_names_of(self._open), flat_names_of(self._free)
+        return refuse_exchanged(found, *flat, in_flat_names(self._words))
 
     def _left(self, found: Mapping[str, Outcome]) -> list[TargetVariable]:
         return [v for v in self._open if v.name not in found]

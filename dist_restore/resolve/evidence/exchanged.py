@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from dist_restore.automatic_names import Vocabulary
 from dist_restore.graph import Scene
 from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
+from dist_restore.specs import AliasKind, SourceTensor, TargetVariable
 
 
 def refuse_exchanged(
-    found: Mapping[str, Outcome], ours: Mapping[str, str], theirs: Mapping[str, str], words: Vocabulary
+    found: Mapping[str, Outcome], ours: Mapping[str, str], theirs: Mapping[str, str], label: Callable[[str], str]
 ) -> Mapping[str, Outcome]:
     """Refuses what is found in one layer while another one has the name of the program's.
 
     Args:
       found: all outcomes.
-      ours: target -> its full name.
-      theirs: source -> its full name.
-      words: what automatic names are made of.
+      ours: target -> its full name, or the name that its slots carry.
+      theirs: source -> likewise.
+      label: what such a name says of a layer, counters apart; empty where that is nothing.
     """
     differ = [
         (n, o)
@@ -30,24 +31,36 @@ def refuse_exchanged(
         return found
     homes: dict[str, set[str]] = collections.defaultdict(set)
     for name, full in theirs.items():
-        homes[_layer(full, words)].add(name.rpartition("/")[0])
+        homes[label(full)].add(name.rpartition("/")[0])
     result = dict(found)
     for name, match in differ:
-        here, there = _layer(ours[name], words), _layer(theirs[match.source.name], words)
+        here, there = label(ours[name]), label(theirs[match.source.name])
         others = homes.get(here, set())
         if here and there and here != there and len(others) == 1:
+            shown = here.replace("{}", ""), there.replace("{}", "")
             reason = (
-                f"its place is that of {match.source.name!r}, whose layer is called {there!r} in the checkpoint; its "
-                f"own is called {here!r}, and so is {next(iter(others))!r} there"
+                f"its place is that of {match.source.name!r}, which is called {shown[1]!r} in the checkpoint; it is "
+                f"called {shown[0]!r} itself, and so is what {next(iter(others))!r} holds there"
             )
             result[name] = Conflict((match.source,), reason)
     return result
 
 
-def _layer(full: str, words: Vocabulary) -> str:
-    """The name of a variable's layer with all above it; empty where Keras made it up, or there is none."""
-    text = words.path(full.rpartition("/")[0]).text
-    return "" if text.endswith("{}") else text
+def in_full_names(words: Vocabulary) -> Callable[[str], str]:
+    """The name of a variable's layer with all above it."""
+    return lambda full: words.path(full.rpartition("/")[0]).text
+
+
+def in_flat_names(words: Vocabulary) -> Callable[[str], str]:
+    """The same of a name without separators, with the variable's own."""
+    return lambda flat: words.flat(flat).text
+
+
+def flat_names_of(items: Iterable[SourceTensor | TargetVariable]) -> dict[str, str]:
+    """What the slots of variables call them; what Keras counted up as well."""
+    kinds = (AliasKind.FLAT, AliasKind.COUNTED)
+    found = ((i.name, next((a.name for a in i.aliases if a.kind in kinds and "/" not in a.name), "")) for i in items)
+    return {name: flat for name, flat in found if flat}
 
 
 def names_in_files(scene: Scene) -> dict[str, str]:
