@@ -220,3 +220,24 @@ def test_an_archive_of_tf_keras_has_no_learning_rate_and_its_program_keeps_its_o
     assert float(new.optimizer.learning_rate) == 0.25
     kept = {e.target: e.reason for e in report.plan.entries if e.status is dr.Status.KEPT}
     assert "store no learning rate" in kept["optimizer/learning_rate"]
+
+
+class Heads(keras.Model):
+    """A dict of layers, in no order of the alphabet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = {"late": keras.layers.Dense(4), "early": keras.layers.Dense(4)}
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.heads["early"](self.heads["late"](x))
+
+
+def test_a_dict_of_layers_is_in_a_file_of_weights_as_a_list(tmp_path: pathlib.Path) -> None:
+    old, new = Heads(), Heads()
+    for seed, model in enumerate((old, new)):
+        model(tf.zeros((1, 4)))
+        scramble(model, seed=seed)
+    report = restore(Checkpoint(model=new), saved(old, tmp_path, ".weights.h5"))
+    assert_all_hold(trained(new), values(trained(old)))
+    assert {e.proof for e in report.plan.entries if e.sources} == {dr.Proof.ORDER}

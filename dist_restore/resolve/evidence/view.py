@@ -171,6 +171,15 @@ class View:
         """All children of a node."""
         return self.rows[node] or [child for _, child in self.kids[node]]
 
+    def members(self, node: int, row: Sequence[int]) -> Sequence[int]:
+        """The members of a list; and of a dict of layers, which a file of weights has as a list, without its keys."""
+        if self.rows[node] or not self.by_layer or not row or self._is_layer_or_root(node):
+            return self.rows[node]
+        return [child for _, child in self.kids[node] if child not in self.shapes]
+
+    def _is_layer_or_root(self, node: int) -> bool:
+        return not node or node >= len(self._nodes) or self._is_layer(node)
+
     def signature(self, node: int) -> int:
         """A number that is equal for subtrees of equal edges and shapes, names of layers apart."""
         found = self._sigs.get(node)

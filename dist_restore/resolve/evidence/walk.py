@@ -52,7 +52,7 @@ class Walk:
         if (ours in self.pairs and ours) or (theirs in self._taken and theirs):
             return  # a root may be walked from again, under another name
         self.pairs[ours], self._taken[theirs] = (theirs, how), ours
-        if self._mine.rows[ours] and self._other.rows[theirs]:
+        if self._mine.members(ours, self._other.rows[theirs]) and self._other.rows[theirs]:
             self._rows[how].append((ours, theirs, how))
             return
         others = {label: (child, how) for label, child in self._other.kids[theirs]}
@@ -62,7 +62,7 @@ class Walk:
         self._edges += [(c, *others[label]) for label, c in self._mine.kids[ours] if label in others]
 
     def _row(self, ours: int, theirs: int, how: How) -> None:
-        members = [m for m in self._mine.rows[ours] if m not in self.pairs]
+        members = [m for m in self._mine.members(ours, self._other.rows[theirs]) if m not in self.pairs]
         others = [m for m in self._other.rows[theirs] if m not in self._taken]
         pinned = dict(self._pinned(members, others))
         self._edges += [(m, o, how) for m, o in pinned.items()]
