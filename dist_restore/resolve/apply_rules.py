@@ -247,10 +247,11 @@ class _Application:
         literal = self._to[part].literal
         assignment = Assignment(sources, self._rule.ops, part, len(self._to), self._index, called, literal)
         self._decisions.assigned[variable.name] = assignment
-        if is_seed(variable, sources):
+        if variable.slot is not None and is_seed(variable, sources):
             self._decisions.seeded.add(variable.name)
-        else:
-            self._decisions.used.update({t.name: self._index for t in sources if t.name not in self._decisions.used})
+            return True
+        for tensor in sources:
+            self._decisions.used.setdefault(tensor.name, self._index)
         return True
 
     def _claim(self, variable: TargetVariable, sources: tuple[SourceTensor, ...], pattern: Pattern) -> bool:
