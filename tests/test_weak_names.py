@@ -276,3 +276,28 @@ def test_exchanged_names_of_blocks_are_seen_in_what_slots_call_the_layers_inside
     path = save(with_adam(model=outer("a", "b")), tmp_path)
     refuse(dr.AmbiguousMatchError, with_adam(model=outer("b", "a")), path, "model/first/dense/kernel")
     restore(with_adam(model=outer("a", "b")), path)
+
+
+# ---- Two variables into one ------------------------------------------------------------------------------
+
+
+class Pair(tf.Module):
+    """Two layers, of one kernel or of two."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.first, self.second = tf.Module(), tf.Module()
+        self.first.kernel = tf.Variable(tf.ones([2, 2]))
+        self.second.kernel = self.first.kernel if tied else tf.Variable(tf.zeros([2, 2]))
+
+
+def test_two_variables_are_not_taken_for_one_that_has_both_names(tmp_path: pathlib.Path) -> None:
+    path = save(Checkpoint(model=Pair(tied=False)), tmp_path)
+    refuse(dr.AmbiguousMatchError, Checkpoint(model=Pair(tied=True)), path, "model/first/kernel", "its names disagree")
+
+
+def test_one_variable_with_two_names_reads_its_own(tmp_path: pathlib.Path) -> None:
+    old, new = Pair(tied=True), Pair(tied=True)
+    scramble(old, seed=1)
+    restore(Checkpoint(model=new), save(Checkpoint(model=old), tmp_path))
+    assert_all_hold([new.first.kernel], values([old.first.kernel]))

@@ -138,12 +138,13 @@ class _Case:
             if not pairs:
                 pairs = [(a, b) for a in self._mine.children(0) if (b := walk.pairs.get(a, (-1, 0))[0]) >= 0]
             for a, b in pairs:
-                if self._mine.signature(a) == self._other.signature(b) and self._same_names(walk, a):
+                if self._mine.signature(a) == self._other.signature(b) and self._same_names(walk, a, b):
                     yield from (self._mine.names[v] for v in self._mine.variables(a))
 
-    def _same_names(self, walk: Walk, root: int) -> bool:
+    def _same_names(self, walk: Walk, root: int, partner: int) -> bool:
         variables = self._mine.variables(root)
-        if not all(v in walk.pairs for v in variables):
+        # Of several places that one variable has here, the other side may have as many variables.
+        if not all(v in walk.pairs for v in variables) or len(variables) != len(self._other.variables(partner)):
             return False
         names = ((self._mine.full_name(v), self._other.full_name(walk.pairs[v][0])) for v in variables)
         flat = ((self._mine.flat_name(v), self._other.flat_name(walk.pairs[v][0])) for v in variables)
