@@ -301,3 +301,38 @@ def test_one_variable_with_two_names_reads_its_own(tmp_path: pathlib.Path) -> No
     scramble(old, seed=1)
     restore(Checkpoint(model=new), save(Checkpoint(model=old), tmp_path))
     assert_all_hold([new.first.kernel], values([old.first.kernel]))
+
+
+# ---- Attributes made from automatic names ----------------------------------------------------------------
+
+
+class Borrowed(keras.Model):
+    """`setattr(self, layer.name, layer)`: the attributes are counters."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        made = {role: Layers.Dense(4) for role in order}
+        for layer in made.values():
+            setattr(self, layer.name, layer)
+            layer.build((None, 4))
+        self.chain = tuple(made[role] for role in sorted(order))
+        self.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return x
+
+
+def test_attributes_made_from_automatic_names_are_order(tmp_path: pathlib.Path) -> None:
+    keras.backend.clear_session()
+    path = save(Checkpoint(model=Borrowed("abc")), tmp_path)
+    keras.backend.clear_session()
+    report = restore(Checkpoint(model=Borrowed("cba")), path)
+    assert proofs(report, "model/") == {dr.Proof.ORDER}
+
+
+def test_one_attribute_that_is_called_as_its_layer_is_a_name(tmp_path: pathlib.Path) -> None:
+    keras.backend.clear_session()
+    path = save(Checkpoint(model=Borrowed("a")), tmp_path)
+    keras.backend.clear_session()
+    report = restore(Checkpoint(model=Borrowed("a")), path)
+    assert proofs(report, "model/") == {dr.Proof.NAME}

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dist_restore.automatic_names import Vocabulary
 from dist_restore.graph import Scene
 from dist_restore.resolve.apply_rules import Decisions
+from dist_restore.resolve.evidence.borrowed import mark_borrowed
 from dist_restore.resolve.evidence.by_counter import by_counter
 from dist_restore.resolve.evidence.by_name import by_name
 from dist_restore.resolve.evidence.by_number import by_number
@@ -123,7 +124,10 @@ class _Hearing:
 
     def _not_exchanged(self, found: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
         mine, other = self._case.targets.scene, self._case.sources.scene
-        if mine is None or other is None:
+        if mine is None:
+            return found
+        found = mark_borrowed(found, mine)
+        if other is None:
             return found
         if other.by_layer:
             found = refuse_misnamed(found, mine)
