@@ -184,7 +184,7 @@ class Builder:
     def _outermost(self, items: Sequence[tuple[int, Trained]]) -> list[tuple[int, Trained]]:
         """Without those whose variables are all part of another one's."""
         if len(items) < 2:
-            return [item for item in items if self._trainable(item[1])]
+            return list(items)
         sets = [{id(unwrap(v)) for v in self._trainable(item)} for _, item in items]
         kept: list[tuple[int, Trained]] = []
         for place, (item, own) in enumerate(zip(items, sets, strict=True)):

@@ -487,3 +487,12 @@ def test_a_class_of_the_users_own_reads_its_own_checkpoint(tmp_path: pathlib.Pat
     root, _, new = compiled(Lars(0.1, name="lars"))
     restore(root, path)
     assert_all_hold(new.variables, values(optimizer.variables))
+
+
+def test_an_optimizer_beside_a_layer_without_variables_is_not_built_for_another_model(tmp_path: pathlib.Path) -> None:
+    """The layer is what it trains, and is not there yet; a model further up is none of its own."""
+    path = save(Checkpoint(other=dense()), tmp_path)
+    optimizer = keras.optimizers.Adam(0.01)
+    trainer = Trainer(optimizer, keras.layers.Dense(2))
+    restore(Checkpoint(trainer=trainer, other=dense()), path, unmatched="keep")
+    assert not optimizer.built
