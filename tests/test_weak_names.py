@@ -322,17 +322,16 @@ class Borrowed(keras.Model):
         return x
 
 
-def test_attributes_made_from_automatic_names_are_order(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "now", "proof"),
+    [("abc", "cba", dr.Proof.ORDER), ("a", "a", dr.Proof.NAME)],
+    ids=["several of one class", "one that is called as its layer"],
+)
+def test_attributes_made_from_automatic_names_are_order_where_there_are_several(
+    before: str, now: str, proof: dr.Proof, tmp_path: pathlib.Path
+) -> None:
     keras.backend.clear_session()
-    path = save(Checkpoint(model=Borrowed("abc")), tmp_path)
+    path = save(Checkpoint(model=Borrowed(before)), tmp_path)
     keras.backend.clear_session()
-    report = restore(Checkpoint(model=Borrowed("cba")), path)
-    assert proofs(report, "model/") == {dr.Proof.ORDER}
-
-
-def test_one_attribute_that_is_called_as_its_layer_is_a_name(tmp_path: pathlib.Path) -> None:
-    keras.backend.clear_session()
-    path = save(Checkpoint(model=Borrowed("a")), tmp_path)
-    keras.backend.clear_session()
-    report = restore(Checkpoint(model=Borrowed("a")), path)
-    assert proofs(report, "model/") == {dr.Proof.NAME}
+    report = restore(Checkpoint(model=Borrowed(now)), path)
+    assert proofs(report, "model/") == {proof}

@@ -152,9 +152,8 @@ def _run(case: Case, folder: pathlib.Path) -> Outcome:
         values = filled(old, case.seed + 1)
         path = save(old, case.form, folder)
         new = fresh(case.refactor.new, slots=not case.late)
-    except (
-        Exception
-    ) as error:  # a program that cannot be called, or that Keras cannot write, such as two layers of one name
+    except Exception as error:
+        # The program cannot be called, or Keras cannot write it, such as two layers of one name.
         return Outcome(case, "impossible", "", message=f"{type(error).__name__}: {error}")
     truth = stored(values, tensors(case.form, path))
     before = filled(new, case.seed + 7_000_001)

@@ -120,9 +120,10 @@ class _Hearing:
             found |= by_number(Side(self._left(found), self._case.owned), self._free)
             paths = self._case.sources.scene is None
             found |= by_counter(self._open, found, self._unused(found), alignment, paths=paths)
-        return refuse_shared(refuse_other_members(self._not_exchanged(found), self._open))
+        return refuse_shared(refuse_other_members(self._seen_in_graphs(found), self._open))
 
-    def _not_exchanged(self, found: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
+    def _seen_in_graphs(self, found: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
+        """What names of layers, which only the graphs have, say against what was found."""
         mine, other = self._case.targets.scene, self._case.sources.scene
         if mine is None:
             return found

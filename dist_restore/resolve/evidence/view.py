@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from dist_restore.automatic_names import Template, Vocabulary
-from dist_restore.graph import Node, Scene
+from dist_restore.graph import LayerName, Node, Scene
 from dist_restore.graph_optimizers import find_optimizers
 from dist_restore.naming import SKIPPED, TRANSPARENT, VARIABLE_LISTS, flat_names
 
@@ -253,14 +253,18 @@ class View:
 
     # ---- What things are called ------------------------------------------------------------------------------------
 
+    def _layer(self, node: int) -> LayerName | None:
+        """What is known of a layer; None for rows that stand for several edges."""
+        return self._nodes[node].layer if node < len(self._nodes) else None
+
     def kind(self, node: int) -> str:
         """The class of a layer, in snake case; empty where it is not known."""
-        layer = self._nodes[node].layer if node < len(self._nodes) else None
+        layer = self._layer(node)
         return layer.kind if layer is not None else ""
 
     def is_own_class(self, node: int) -> bool:
         """Whether a live layer's class is the user's, whatever it is called."""
-        layer = self._nodes[node].layer if node < len(self._nodes) else None
+        layer = self._layer(node)
         return layer is not None and layer.own
 
     def numbered(self, node: int) -> tuple[int, ...]:
@@ -269,7 +273,7 @@ class View:
 
     def layer_name(self, node: int) -> str:
         """The own name of a live layer as its slots would have it, as a template; empty where it is not known."""
-        layer = self._nodes[node].layer if node < len(self._nodes) else None
+        layer = self._layer(node)
         return self._vocabulary.flat(layer.name.replace("/", "_")).text if layer is not None and layer.name else ""
 
     def called_by_slots(self, node: int) -> str:
@@ -293,7 +297,7 @@ class View:
     def label(self, node: int) -> Template:
         """What the full names below a node have in common, as a template; empty where that is nothing."""
         if self.by_layer:
-            layer = self._nodes[node].layer if node < len(self._nodes) else None
+            layer = self._layer(node)
             return self._vocabulary.path(layer.name.replace("/", "|")) if layer is not None else Template("", ())
         scope = self._scope(node)
         if scope:
