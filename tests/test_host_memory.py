@@ -46,6 +46,11 @@ def test_a_dtype_without_blanks_gives_none(dtype: str) -> None:
     assert host_memory.blank((2,), dtype) is None
 
 
+def test_an_axis_above_what_the_op_takes_gives_none() -> None:
+    assert host_memory.blank((2**31, 0), "uint8") is None
+    assert host_memory.blank((2**31 - 1, 0), "uint8") is not None
+
+
 def test_a_variable_is_updated_in_place_of_what_it_took_over() -> None:
     variable = tf.Variable(tf.zeros([600, 600]))
     blank = host_memory.blank((600, 600), "float32")

@@ -168,6 +168,25 @@ def test_a_new_layer(tmp_path: pathlib.Path, kind: str) -> None:
     same_steps(mine, reference)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adam", "lion"])
+def test_a_layer_that_is_trained_from_now_on(tmp_path: pathlib.Path, kind: str) -> None:
+    """What the refusal proposes begins the slots of that layer, and of no other."""
+    make = OPTIMIZERS[kind]
+    old, _ = build(make)
+    old.get_layer("embed").trainable = False
+    theirs = built(make(), old)
+    for number in range(4):
+        step(old, theirs, number)
+    path = save(Checkpoint(model=old, optimizer=theirs), tmp_path)
+    model, optimizer = build(make)
+    root = Checkpoint(model=model, optimizer=optimizer)
+    restore(root, path, rules=proposed(dr.DistributedRestorer(root).plan(path)))
+    assert_all_hold(model.weights, values(old.weights))
+    for name, members in slots(optimizer).items():
+        assert_all_hold(members[1:], values(slots(theirs)[name]))
+        assert not value(members[0]).any()
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("fill", ["keep", "zeros"])
 def test_new_rows(tmp_path: pathlib.Path, kind: str, fill: str) -> None:

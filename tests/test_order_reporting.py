@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 
+import keras
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,6 +23,7 @@ from dist_restore.resolve.order import refuse_order
 from dist_restore.resolve.resolver import Options, resolve
 from dist_restore.resolve.rules import RuleSet
 from dist_restore.restorer import DistributedRestorer
+from live import adam, refuse, restore, save, scramble
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -169,3 +171,47 @@ def test_a_plan_that_was_made_before_is_refused_where_it_rests_on_order(tmp_path
     assert [float(v) for v in new.b] == [3.0, 4.0]
     DistributedRestorer(new).apply(plan, path)
     assert [float(v) for v in new.b] == [1.0, 2.0]
+
+
+# ---- A program whose layers nothing but their order tells ------------------------------------------------
+
+
+class Block(keras.layers.Layer):
+    """Two norms without names, assigned in one order or the other."""
+
+    def __init__(self, *order: str) -> None:
+        super().__init__()
+        for attribute in order:
+            setattr(self, attribute, keras.layers.LayerNormalization())
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.ln2(self.ln1(x))
+
+
+class Decoder(keras.Model):
+    """Blocks in a list: TensorFlow saves them in the optimizer's list only, where nothing has a name."""
+
+    def __init__(self, *order: str) -> None:
+        super().__init__()
+        self.blocks = [Block(*order) for _ in range(2)]
+        self(tf.zeros((1, 4)))
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("now", [("ln1", "ln2"), ("ln2", "ln1")], ids=["its own", "lines exchanged"])
+def test_blocks_in_a_list_are_said_to_rest_on_order_and_may_be_refused(
+    now: tuple[str, str], tmp_path: pathlib.Path
+) -> None:
+    """The file is the same for both, so the last words must not be that all is verified."""
+    old, new = Decoder("ln1", "ln2"), Decoder(*now)
+    scramble(old, seed=1)
+    path = save(tf.train.Checkpoint(model=old, optimizer=adam(old)), tmp_path)
+    root = tf.train.Checkpoint(model=new, optimizer=adam(new))
+    last = " ".join(restore(root, path).summary().split("\n\n")[-1].split())
+    assert "rest on their order alone: model/blocks/{0..1}/ln{1..2}/beta, model/blocks/{0..1}/ln{1..2}/gamma" in last
+    assert last.endswith("No check of values tells whether an order is right.")
+    refuse(AmbiguousMatchError, root, path, "model/blocks/0/ln1/gamma", "nothing but their order", order="refuse")

@@ -552,6 +552,61 @@ def test_an_inserted_block_is_restored_by_a_rule(tmp_path: pathlib.Path, trainab
     assert_holds(slot(new_adam, "momentums", mine), value(slot(old_adam, "momentums", theirs)))
 
 
+class Tagger(Stack):
+    """Blocks in a list between a table and a head, of which both may grow."""
+
+    def __init__(self, count: int, *, words: int = 5, tags: int = 4) -> None:
+        super().__init__(count)
+        self.table, self.head = keras.layers.Dense(4, use_bias=False), keras.layers.Dense(tags)
+        self.call(keras.Input((words,)))
+        self.built = True
+
+    def call(self, words: tf.Tensor) -> tf.Tensor:
+        return super().call(self.table(words))
+
+
+def fit(*names: str) -> list[dict[str, object]]:
+    return [{"from": name, "to": name, "ops": [{"fit": {"fill": "keep"}}]} for name in names]
+
+
+@pytest.mark.parametrize("sizes", [{"words": 7}, {"tags": 6}, {"words": 7, "tags": 6}], ids=str)
+def test_rules_for_what_grew_settle_a_model_whose_blocks_are_in_a_list(
+    tmp_path: pathlib.Path, sizes: dict[str, int], trainable: tf.distribute.Strategy
+) -> None:
+    """Blocks are told by the place that they have among what has no name, whatever became of the others."""
+    with trainable.scope():
+        old, new = Tagger(3), Tagger(3, **sizes)
+        old_adam, new_adam = adam(old), adam(new)
+    scramble(old, old_adam, seed=1)
+    path = save(Checkpoint(model=old, optimizer=old_adam), tmp_path)
+    scramble(new, new_adam, seed=3)
+    grown = {"words": ["model/table/kernel"], "tags": ["model/head/kernel", "model/head/bias"]}
+    rules = {"rule": fit(*(name for size in sizes for name in grown[size]))}
+    restore(Checkpoint(model=new, optimizer=new_adam), path, rules=rules)
+    for mine, theirs in zip(new.blocks, old.blocks, strict=True):
+        assert_all_hold(mine.weights, values(theirs.weights))
+        momenta = [slot(o, "momentums", b.kernel) for o, b in ((new_adam, mine), (old_adam, theirs))]
+        assert_holds(momenta[0], value(momenta[1]))
+    assert same(value(new.table.kernel)[:5], value(old.table.kernel))
+    assert same(value(new.head.kernel)[:, :4], value(old.head.kernel))
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_one_rule_that_keeps_the_inserted_block_of_a_list_settles_the_others(
+    tmp_path: pathlib.Path, place: int
+) -> None:
+    old, new = Tagger(3), Tagger(4)
+    old_adam, new_adam = adam(old), adam(new)
+    scramble(old, old_adam, seed=1)
+    path = save(Checkpoint(model=old, optimizer=old_adam), tmp_path)
+    scramble(new, new_adam, seed=3)
+    fresh = values(new.blocks[place].weights)
+    restore(Checkpoint(model=new, optimizer=new_adam), path, rules=[dr.Rule(keep=f"model/blocks/{place}/{{rest}}")])
+    assert_all_hold(new.blocks[place].weights, fresh)
+    for mine, theirs in zip([*new.blocks[:place], *new.blocks[place + 1 :]], old.blocks, strict=True):
+        assert_all_hold(mine.weights, values(theirs.weights))
+
+
 def test_blocks_that_changed_places_under_their_own_names_are_never_crossed(tmp_path: pathlib.Path) -> None:
     # Their slots carry their names. An optimizer without slots leaves nothing in the checkpoint that tells them apart.
     old, new = stack(2, names=explicit), stack(2, names=lambda i: explicit(1 - i))

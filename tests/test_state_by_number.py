@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Callable
 
 import keras
@@ -196,3 +197,20 @@ def test_an_archive_of_tf_keras_says_its_optimizers_class(tmp_path: pathlib.Path
 def test_weights_of_tf_keras_do_not_say_their_optimizers_class(tmp_path: pathlib.Path) -> None:
     path = written(tf_keras_net(tf_keras.optimizers.Adam), tmp_path, ".weights.h5")
     refuse(dr.UnmatchedError, root(tf_keras_net(tf_keras.optimizers.Adam)), path, "of the class 'unknown'")
+
+
+# ---- What a refusal advises ------------------------------------------------------------------------------
+
+
+@FILES
+@pytest.mark.parametrize(("before", "now"), [("ab", "ba"), ("ab", "ac"), ("ab", "abc"), ("abc", "ab")])
+def test_no_message_proposes_a_number_for_a_slot(tmp_path: pathlib.Path, before: str, now: str, suffix: str) -> None:
+    """A number that was picked by its shape would be accepted, and another slot's values with it."""
+    path = written(net(before), tmp_path, suffix)
+    new = root(net(now))
+    error = refuse(dr.UnmatchedError, new, path, "model/optimizer/velocity/model/a/kernel")
+    plan = dr.DistributedRestorer(new).plan(path)
+    said = [str(error), plan.suggestions, *(e.reason for e in plan.problems if e.target.startswith("model/optimizer/"))]
+    assert not [text for text in said if re.search(r'(?<!# )from = "[^"]*vars/[0-9]', text)]
+    restored = dr.RuleSet.from_toml(plan.suggestions)
+    assert not [rule for rule in restored.rules if any("vars/" in name for name in rule.from_)]

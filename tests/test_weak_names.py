@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import keras
 import pytest
 import tensorflow as tf
+import tf_keras
 
 import dist_restore as dr
-from live import assert_all_hold, raw, refuse, restore, save, scramble, values
+from live import assert_all_hold, built, raw, refuse, restore, save, scramble, values
 
 Checkpoint = tf.train.Checkpoint
 Layers = keras.layers
@@ -335,3 +336,213 @@ def test_attributes_made_from_automatic_names_are_order_where_there_are_several(
     keras.backend.clear_session()
     report = restore(Checkpoint(model=Borrowed(now)), path)
     assert proofs(report, "model/") == {proof}
+
+
+# ---- Lines in another order ------------------------------------------------------------------------------
+
+
+def queries(kit: object, order: str) -> object:
+    """Three layers without names on one input, made in some order and called in one."""
+    made = {role: kit.layers.Dense(4) for role in order}  # type: ignore[attr-defined]
+    inputs = kit.Input((4,))  # type: ignore[attr-defined]
+    x = kit.layers.Add()([made[role](inputs) for role in "kqv"])  # type: ignore[attr-defined]
+    return kit.Model(inputs, kit.layers.Dense(2, name="out")(x))  # type: ignore[attr-defined]
+
+
+def heads(kit: object, order: str) -> object:
+    """Three heads on a trunk."""
+    made = {role: kit.layers.Dense(4) for role in order}  # type: ignore[attr-defined]
+    inputs = kit.Input((4,))  # type: ignore[attr-defined]
+    x = kit.layers.Dense(4, name="trunk")(inputs)  # type: ignore[attr-defined]
+    return kit.Model(inputs, [made[role](x) for role in "kqv"])  # type: ignore[attr-defined]
+
+
+def towers(kit: object, order: str) -> object:
+    """A tower for each of three inputs."""
+    made = {role: kit.layers.Dense(4) for role in order}  # type: ignore[attr-defined]
+    inputs = [kit.Input((4,), name=f"input_{role}") for role in "kqv"]  # type: ignore[attr-defined]
+    parts = [made[role](x) for role, x in zip("kqv", inputs, strict=True)]
+    return kit.Model(inputs, kit.layers.Add()(parts))  # type: ignore[attr-defined]
+
+
+def fresh(make: Callable[[object, str], object], kit: object, order: str) -> object:
+    """As in a process of its own: automatic names begin anew."""
+    kit.backend.clear_session()  # type: ignore[attr-defined]
+    return make(kit, order)
+
+
+FORMS = [(keras, f) for f in ("ckpt", "ckpt adam", ".keras", ".weights.h5", ".h5")]
+FORMS += [(tf_keras, f) for f in ("ckpt", "ckpt adam", ".keras", ".h5")]
+
+
+@pytest.mark.parametrize(("kit", "form"), FORMS, ids=[f"{kit.__name__} {form}" for kit, form in FORMS])
+@pytest.mark.parametrize("make", [queries, heads, towers])
+def test_layers_without_names_that_are_made_in_another_order_are_not_crossed(
+    make: Callable[[object, str], object], kit: object, form: str, tmp_path: pathlib.Path
+) -> None:
+    def root_of(model: object) -> Checkpoint:
+        if form != "ckpt adam":
+            return Checkpoint(model=model)
+        return Checkpoint(model=model, optimizer=built(kit.optimizers.Adam(0.1), model))  # type: ignore[attr-defined]
+
+    old = fresh(make, kit, "qkv")
+    path = str(tmp_path / f"net{form}")
+    if form.startswith("ckpt"):
+        path = save(root_of(old), tmp_path)
+    else:
+        (old.save_weights if form == ".weights.h5" else old.save)(path)  # type: ignore[attr-defined]
+    refuse(dr.AmbiguousMatchError, root_of(fresh(make, kit, "vkq")), path, "model/dense")
+    restore(root_of(fresh(make, kit, "qkv")), path)
+
+
+class Coder(keras.Model):
+    """Two Sequential models without an input, assigned in one order or the other and called in one."""
+
+    def __init__(self, *order: str) -> None:
+        super().__init__()
+        for attribute in order:
+            setattr(self, attribute, keras.Sequential([Layers.Dense(4), Layers.Dense(4)]))
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.dec(self.enc(x))
+
+
+def trained_by(make: Callable[[], keras.Optimizer] | None, model: keras.Model) -> Checkpoint:
+    return Checkpoint(model=model, **({"optimizer": built(make(), model)} if make else {}))
+
+
+OPTIMIZERS = pytest.mark.parametrize(
+    "make",
+    [None, lambda: keras.optimizers.SGD(0.1, momentum=0.9), lambda: keras.optimizers.Adam(0.1)],
+    ids=["no optimizer", "momentum", "adam"],
+)
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize("now", [("enc", "dec"), ("dec", "enc")], ids=["its own", "lines exchanged"])
+def test_sequential_models_under_attributes_are_told_by_these_whatever_the_lines(
+    now: tuple[str, str], make: Callable[[], keras.Optimizer] | None, tmp_path: pathlib.Path
+) -> None:
+    old, new = Coder("enc", "dec"), Coder(*now)
+    for seed, model in enumerate((old, new)):
+        model(tf.zeros((1, 4)))
+        scramble(model, seed=seed)
+    restore(trained_by(make, new), save(trained_by(make, old), tmp_path))
+    for attribute in now:
+        assert_all_hold(getattr(new, attribute).variables, values(getattr(old, attribute).variables))
+
+
+# ---- Blocks with names, of layers without ----------------------------------------------------------------
+
+
+def stages(*names: str) -> keras.Model:
+    """Sequential models without an input, in a row."""
+    inputs = x = keras.Input((4,))
+    for name in names:
+        x = keras.Sequential([Layers.Dense(4), Layers.Dense(4)], name=name)(x)
+    return keras.Model(inputs, Layers.Dense(2, name="head")(x))
+
+
+def scrambled(model: keras.Model, seed: int) -> keras.Model:
+    scramble(model, seed=seed)
+    return model
+
+
+@OPTIMIZERS
+def test_stages_that_are_exchanged_take_their_weights_along(
+    make: Callable[[], keras.Optimizer] | None, tmp_path: pathlib.Path
+) -> None:
+    old, new = scrambled(stages("enc", "mid", "dec"), 1), scrambled(stages("mid", "enc", "dec"), 2)
+    restore(trained_by(make, new), save(trained_by(make, old), tmp_path))
+    for name in ("enc", "mid", "dec"):
+        assert_all_hold(new.get_layer(name).variables, values(old.get_layer(name).variables))
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize(
+    ("before", "now", "new"),
+    [
+        (("enc", "mid"), ("mid", "fresh"), "model/fresh/dense"),
+        (("block_1", "block_2"), ("block_2", "block_3"), "model/block_3/dense"),
+    ],
+    ids=["words", "numbers"],
+)
+def test_a_new_stage_does_not_take_the_place_of_one_that_is_gone(
+    before: tuple[str, ...],
+    now: tuple[str, ...],
+    new: str,
+    make: Callable[[], keras.Optimizer] | None,
+    tmp_path: pathlib.Path,
+) -> None:
+    path = save(trained_by(make, scrambled(stages(*before), 1)), tmp_path)
+    error = dr.AmbiguousMatchError if make else dr.UnmatchedError
+    refuse(error, trained_by(make, scrambled(stages(*now), 2)), path, new)
+
+
+class Row(tf.Module):
+    """Modules with names in a list."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.blocks = [Linear(bias=True, name=name) for name in names]
+
+
+class RowOld(tf_keras.Model):
+    """Layers of tf_keras with names in a list."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(name="net")
+        self.blocks = [tf_keras.layers.Dense(4, name=name) for name in names]
+        self(tf.zeros((1, 4)))
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", [Row, RowOld])
+def test_members_of_a_list_that_have_names_take_their_weights_along(kind: type, tmp_path: pathlib.Path) -> None:
+    old, new = kind("enc", "mid", "dec"), kind("dec", "enc", "mid")
+    for seed, model in enumerate((old, new)):
+        scramble(model, seed=seed)
+    restore(Checkpoint(model=new), save(Checkpoint(model=old), tmp_path))
+    found = {block.name: block for block in new.blocks}
+    for block in old.blocks:
+        assert_all_hold(found[block.name].variables, values(block.variables))
+
+
+@OPTIMIZERS
+def test_a_bias_that_went_to_another_layer_without_a_name_is_refused(
+    make: Callable[[], keras.Optimizer] | None, tmp_path: pathlib.Path
+) -> None:
+    """As many kernels and as many biases as before, but no layer of the first two is the same."""
+
+    def program(*biases: bool) -> Checkpoint:
+        return trained_by(make, stack(*(lambda b=b: Layers.Dense(4, use_bias=b) for b in biases)))
+
+    path = save(program(False, True, False), tmp_path)
+    refuse(dr.AmbiguousMatchError, program(True, False, False), path, "model/dense", "bias")
+    restore(program(False, True, False), path)
+
+
+# ---- Models without names --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [False, True], ids=["alone", "adam"])
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [(("query", "document"), ("model",)), (("actor", "critic"), ("policy", "value")), (("model",), ("query", "key"))],
+    ids=["two into one", "two of other names", "one into two"],
+)
+def test_counters_that_agree_by_chance_do_not_say_which_model_is_which(
+    before: tuple[str, ...], now: tuple[str, ...], optimizer: bool, tmp_path: pathlib.Path
+) -> None:
+    def program(*names: str) -> Checkpoint:
+        keras.backend.clear_session()
+        models = {name: stack(lambda: Layers.Dense(4), lambda: Layers.Dense(4)) for name in names}
+        return with_adam(**models) if optimizer else Checkpoint(**models)
+
+    path = save(program(*before), tmp_path)
+    refuse(dr.UnmatchedError, program(*now), path, *(f"{name}/dense" for name in now))
+    restore(program(*before), path)
