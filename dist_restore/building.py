@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from dist_restore import keras2
-from dist_restore.live_objects import is_container, is_optimizer, layer_classes, unwrap
+from dist_restore.live_objects import is_container, is_optimizer, is_variable, layer_classes, unwrap
 from dist_restore.specs import Unbuilt
 from dist_restore.unbuilt import built_for_less, makes_variables
 
@@ -65,14 +65,20 @@ class Builder:
         Args:
           optimizers: of the built ones, those that made no step.
         """
-        self._holders = self._find_holders() if optimizers else {}
+        every = {index: _known(self._objects[index]) for index in optimizers}
+        short = {index: known for index, known in every.items() if known and self._holds_more_than(known)}
+        self._holders = self._find_holders() if short else {}
         found: dict[int, Unbuilt] = {}
-        for index in optimizers:
-            known = _known(self._objects[index])
-            variables = self._trained(index) if known else []
+        for index, known in short.items():
+            variables = self._trained(index)
             if any(id(unwrap(v)) not in known for v in variables):
                 found[index] = built_for_less(self._objects[index], len(known), len(variables))
         return found
+
+    def _holds_more_than(self, known: set[int]) -> bool:
+        """Whether there is something to train that an optimizer does not know; cheaper than `_trained`."""
+        others = (o for o in self._objects if id(o) not in known and is_variable(o))
+        return any(getattr(o, "trainable", True) for o in others)
 
     def _find_holders(self) -> dict[int, list[int]]:
         holders: dict[int, list[int]] = collections.defaultdict(list)

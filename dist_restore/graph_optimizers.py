@@ -46,7 +46,7 @@ def find_optimizers(nodes: Sequence[Node]) -> Iterator[OptimizerNode]:
         edges = dict(node.edges)
         if node.slots:
             yield _slotted_optimizer(nodes, index)
-        elif "_variables" in edges and "_trainable_variables" in edges:
+        elif _is_keras_3(edges):
             yield _keras_optimizer(nodes, index, edges)
         elif edges.keys() >= keras2_slots.NEW_STYLE:
             read = _keras_2_optimizer(nodes, index, edges)
@@ -54,6 +54,15 @@ def find_optimizers(nodes: Sequence[Node]) -> Iterator[OptimizerNode]:
                 yield read
         elif edges and (found := lists.optimizer(index)) is not None:
             yield found
+
+
+def keras_3_optimizers(nodes: Sequence[Node]) -> list[int]:
+    """The nodes that are optimizers of Keras 3, as `find_optimizers` tells them, without their slots."""
+    return [i for i, node in enumerate(nodes) if node.edges and not node.slots and _is_keras_3(dict(node.edges))]
+
+
+def _is_keras_3(edges: Mapping[str, int]) -> bool:
+    return "_variables" in edges and "_trainable_variables" in edges
 
 
 class _Lists:

@@ -123,9 +123,9 @@ class _Walker:
         for item in self._objects:  # grows on the way
             for _, child, _ in children(item):
                 self._number(child)
-            # Before the next object is looked into: a list may hold thousands, and the caller needs few.
-            yield from filter(is_variable, self._objects[seen:])
-            seen = len(self._objects)
+                # As they are found: a list may hold thousands, and the caller needs few.
+                yield from filter(is_variable, self._objects[seen:])
+                seen = len(self._objects)
 
     def build_optimizers(self, strategy: tf.distribute.Strategy | None) -> bool:
         """Builds those without slots for what they train, where that is clear; whether any was new."""

@@ -80,7 +80,8 @@ class Session:
         with self._stack, self._talk:
             targets = self._run("resolve", self._find)
             plan = self._decide(path, None, targets)
-            self._run("agree", lambda: require_targets(plan, targets.index))
+            if self._talk.world_size > 1:  # what one process planned out of its own variables is of these
+                self._run("agree", lambda: require_targets(plan, targets.index))
             return plan
 
     def restore(self, path: Paths, given: RestorePlan | None) -> RestoreReport:

@@ -479,6 +479,50 @@ def test_a_new_stage_does_not_take_the_place_of_one_that_is_gone(
     refuse(error, trained_by(make, scrambled(stages(*now), 2)), path, new)
 
 
+def inside(*pairs: tuple[str, str | None]) -> keras.Model:
+    """Sequential models with names, each around one layer."""
+    inputs = x = keras.Input((4,))
+    for stage, layer in pairs:
+        x = keras.Sequential([Layers.Dense(4, name=layer)], name=stage)(x)
+    return keras.Model(inputs, Layers.Dense(2, name="head")(x))
+
+
+@OPTIMIZERS
+def test_a_new_stage_in_the_very_place_of_one_that_is_gone_is_not_filled(
+    make: Callable[[], keras.Optimizer] | None, tmp_path: pathlib.Path
+) -> None:
+    path = save(trained_by(make, scrambled(inside(("enc", None)), 1)), tmp_path)
+    with pytest.raises((dr.AmbiguousMatchError, dr.UnmatchedError), match="model/fresh/dense"):
+        restore(trained_by(make, scrambled(inside(("fresh", None)), 2)), path)
+
+
+@pytest.mark.parametrize(("old", "new"), [(("document", "query"), ("query_tower", "document_tower")), (("a",), ("b",))])
+def test_models_in_a_list_that_have_names_are_not_filled_by_their_places(
+    old: tuple[str, ...], new: tuple[str, ...], tmp_path: pathlib.Path
+) -> None:
+    class Towers(keras.Model):
+        def __init__(self, names: tuple[str, ...]) -> None:
+            super().__init__()
+            self.towers = [keras.Sequential([Layers.Dense(4, name="fc")], name=name) for name in names]
+
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            return sum(tower(x) for tower in self.towers)
+
+    def program(names: tuple[str, ...], seed: int) -> tf.train.Checkpoint:
+        model = Towers(names)
+        model(tf.zeros((1, 4)))
+        return trained_by(keras.optimizers.Adam, scrambled(model, seed))
+
+    path = save(program(old, 1), tmp_path)
+    refuse(dr.AmbiguousMatchError, program(new, 2), path, "model/towers/0/fc/kernel")
+
+
+def test_layers_that_are_exchanged_inside_renamed_stages_are_not_crossed(tmp_path: pathlib.Path) -> None:
+    old, new = inside(("enc", "pa"), ("mid", "pb")), inside(("x", "pb"), ("y", "pa"))
+    path = save(trained_by(keras.optimizers.SGD, scrambled(old, 1)), tmp_path)
+    refuse(dr.AmbiguousMatchError, trained_by(keras.optimizers.SGD, scrambled(new, 2)), path, "model/x/pb/kernel")
+
+
 class Row(tf.Module):
     """Modules with names in a list."""
 

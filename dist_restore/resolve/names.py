@@ -100,7 +100,8 @@ class NameTable(Generic[Named]):
         Positional names are left out: `optimizer/{rest}` would otherwise match most of a Keras 3 model, whose
         variables are also `optimizer/trainable_variables/N`.
         """
-        for names, table in self._sorted:
+        tail = _tail(suffix)
+        for names, table in self._sorted if tail is None else self._with_tail(tail):
             first = bisect.bisect_left(names, prefix)
             last = bisect.bisect_right(names, prefix, first, key=lambda name: name[: len(prefix)])
             # A list made at once: 40 ns a name, where a loop takes 90; 20 rules may ask for 100,000 names each.
@@ -112,9 +113,33 @@ class NameTable(Generic[Named]):
         tables = self._canonical, {n: item for n, item in aliases.items() if n not in self._canonical}
         return tuple((sorted(table), table) for table in tables)
 
+    def _with_tail(self, tail: str) -> Iterator[tuple[Sequence[str], Mapping[str, Named]]]:
+        """As `_sorted`, those names only that end in two segments: rules for parts of blocks differ in these."""
+        for tails, (_, table) in zip(self._tails, self._sorted, strict=True):
+            yield tails.get(tail, ()), table
+
+    @functools.cached_property
+    def _tails(self) -> tuple[Mapping[str, Sequence[str]], ...]:
+        return tuple(_by_tail(names) for names, _ in self._sorted)
+
     def all_names(self) -> Iterable[str]:
         """Canonical names, for the nearest ones in messages."""
         return self._canonical.keys()
+
+
+def _tail(suffix: str) -> str | None:
+    """The two last segments of all names that end so; None where the end leaves them open."""
+    parts = suffix.rsplit("/", 2)
+    return f"{parts[1]}/{parts[2]}" if len(parts) == 3 else None
+
+
+def _by_tail(names: Iterable[str]) -> Mapping[str, Sequence[str]]:
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    for name in names:
+        tail = _tail(name)
+        if tail is not None:
+            found[tail].append(name)
+    return dict(found)
 
 
 def own_names(items: Iterable[Named], kinds: Sequence[AliasKind]) -> dict[str, Named]:

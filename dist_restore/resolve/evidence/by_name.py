@@ -68,8 +68,9 @@ def _claims(
     claims: dict[str, list[_Claim]] = collections.defaultdict(list)
     theirs = alignment.names
     for name, target in targets.own_names(_SEMANTIC).items():
-        for source in theirs.get(name, ()):
-            claims[target.name].append(_claim(target, name, source, alignment))
+        found = theirs.get(name)
+        if found is not None:
+            claims[target.name] += [_claim(target, name, source, alignment) for source in found]
     flat = _unique_flat(sources)
     mine = targets.own_names((AliasKind.FLAT,)) if flat else {}
     for target in targets.open if mine else ():
@@ -91,7 +92,7 @@ def _claim(target: TargetVariable, name: str, source: SourceTensor, alignment: A
 def _judge(claims: Sequence[_Claim], alignment: Alignment) -> Outcome:
     """A match where all claims point to one source, and nothing is doubtful about it."""
     if len(claims) == 1 and claims[0].how is not _How.ROOT:
-        return _match(claims)
+        return Match(claims[0].source, claims[0].evidence, name=claims[0].name)
     candidates = {id(c.source): c.source for c in claims}
     if len(candidates) > 1:
         roots = all(c.how is _How.ROOT for c in claims)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic
 
-from dist_restore.automatic_names import Template, Vocabulary
+from dist_restore.automatic_names import Vocabulary
 from dist_restore.entries import Proof
+from dist_restore.resolve.evidence.list_names import Names
 from dist_restore.resolve.evidence.lists import template_of_list
 from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
 from dist_restore.resolve.names import Named
@@ -34,6 +35,7 @@ def by_optimizer_list(
     open_: frozenset[str],
     free: frozenset[str],
     words: Vocabulary,
+    full_names: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
 ) -> dict[str, Outcome]:
     """Finds sources by their place among an optimizer's variables.
 
@@ -44,6 +46,7 @@ def by_optimizer_list(
       open_: names of the targets that have no decision yet.
       free: names of the tensors that nothing uses.
       words: what automatic names are made of.
+      full_names: of the model's variables, and of the checkpoint's, what they call themselves.
 
     Returns:
       Outcomes for some of the open targets.
@@ -55,7 +58,8 @@ def by_optimizer_list(
         _lists(targets.variables, targets.optimizers), _lists(sources.tensors, sources.optimizers)
     ):
         outside = _lists_outside(targets.variables, mine.owners)
-        case = _Case(mine.owners, other.owners, found, open_, free, words)
+        names = Names([*mine.owners.values()], [*other.owners.values()], words, full_names)
+        case = _Case(mine.owners, other.owners, found, open_, free, names)
         result.update(case.match(outside))
         agree = _all_agree(mine.owners, other.owners, {**found, **result})
         if agree and _same_class(mine.optimizer, other.optimizer):
@@ -113,7 +117,7 @@ class _Case:
     found: Mapping[str, Outcome]
     open_: frozenset[str]
     free: frozenset[str]
-    words: Vocabulary
+    names: Names
 
     def match(self, outside: frozenset[str]) -> dict[str, Outcome]:
         mine = [t for _, t in sorted(self.ours.items()) if t.name in self.open_]
@@ -149,8 +153,9 @@ class _Case:
         if self._is_moved(dict(zip([t.name for t in mine], [s.name for s in other], strict=True))):
             return f"{_BY_PLACE}, and names say that others have moved"
         pairs = [*zip(mine, other, strict=True)]
-        differs = next((x for x in (_names_differ(t, s, self.words) for t, s in pairs) if x), "")
-        return differs or _order_differs(pairs, self.words)
+        differs = next(filter(None, (self.names.differ(t, s) for t, s in pairs)), "")
+        differs = differs or ("its automatic names count in another order" if self.names.count_otherwise(pairs) else "")
+        return differs and f"{_BY_PLACE}, and {differs}"
 
     def _is_moved(self, pairs: Mapping[str, str]) -> bool:
         """Whether what is matched comes in another order in the two lists."""
@@ -162,40 +167,6 @@ class _Case:
     def _source_of(self, target: str, pairs: Mapping[str, str]) -> str:
         outcome = self.found.get(target)
         return pairs.get(target) or (outcome.source.name if isinstance(outcome, Match) else "")
-
-
-def _order_differs(pairs: Sequence[tuple[TargetVariable, SourceTensor]], words: Vocabulary) -> str:
-    """Whether automatic names count in another order than places do: then one side was built in another order."""
-    groups: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = collections.defaultdict(list)
-    for target, source in pairs:
-        agreed = next(_agreed(target, source, words), None)
-        if agreed is not None:
-            ours, theirs = agreed
-            groups[ours.text].append((ours.counters, theirs.counters[-len(ours.counters) :]))
-    for members in groups.values():
-        places = range(len(members))
-        if sorted(places, key=lambda i: members[i][0]) != sorted(places, key=lambda i: members[i][1]):
-            return f"{_BY_PLACE}, and its automatic names count in another order"
-    return ""
-
-
-def _agreed(target: TargetVariable, source: SourceTensor, words: Vocabulary) -> Iterator[tuple[Template, Template]]:
-    """Flat names of both sides that are equal but for counters; the model's own name may be missing before one."""
-    ours = [*_templates(target, words, AliasKind.FLAT), *_templates(target, words, AliasKind.COUNTED)]
-    theirs = _templates(source, words, AliasKind.FLAT)
-    yield from ((o, t) for o in ours for t in theirs if t.text == o.text or t.text.endswith(f"_{o.text}"))
-
-
-def _templates(item: TargetVariable | SourceTensor, words: Vocabulary, kind: AliasKind) -> list[Template]:
-    return [words.flat(a.name) for a in item.aliases if a.kind is kind and "/" not in a.name]
-
-
-def _names_differ(target: TargetVariable, source: SourceTensor, words: Vocabulary) -> str:
-    theirs = [a.name for a in source.aliases if a.kind is AliasKind.FLAT]
-    ours = [a.name for a in target.aliases if a.kind in (AliasKind.FLAT, AliasKind.COUNTED) and "/" not in a.name]
-    if not theirs or not ours or any(_agreed(target, source, words)):
-        return ""
-    return f"the checkpoint's slots call it {theirs[0]!r} and the model {ours[0]!r}"
 
 
 def _all_agree(ours: Ours, theirs: Theirs, found: Mapping[str, Outcome]) -> bool:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.automatic_names import Vocabulary
 from dist_restore.graph import Scene
+from dist_restore.graph_optimizers import keras_3_optimizers
 from dist_restore.resolve.apply_rules import Decisions
 from dist_restore.resolve.evidence.borrowed import mark_borrowed
 from dist_restore.resolve.evidence.by_counter import by_counter
@@ -42,6 +43,7 @@ from dist_restore.resolve.evidence.verdict import (
     refuse_other_members,
     refuse_shared,
 )
+from dist_restore.resolve.evidence.view import optimizer_places
 from dist_restore.resolve.names import Side
 from dist_restore.resolve.optimizer_state import TF1_STEP, OptimizerState
 from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable
@@ -90,6 +92,18 @@ def _nameless_state(
     matched = {n: o.source for n, o in found.items() if isinstance(o, Match)}
     left = [v for v in open_ if v.name not in found]
     return case.optimizers.numbers.match_nameless(left, free, matched | {n: a.sources[0] for n, a in ruled})
+
+
+def _differ(pairs: Iterable[tuple[str, str]], ours: Mapping[str, object], theirs: Mapping[str, object]) -> bool:
+    """Whether the two sides say different things of some pair of a target and a source."""
+    return any([ours.get(name) != theirs.get(source) for name, source in pairs])
+
+
+def _places(scene: Scene | None) -> Mapping[str, tuple[int, int]]:
+    if scene is None:
+        return {}
+    places = optimizer_places(scene.nodes, keras_3_optimizers(scene.nodes))
+    return {scene.names[node]: place for node, place in places.items() if node in scene.names}
 
 
 def _free(case: Case) -> list[SourceTensor]:
@@ -155,7 +169,7 @@ class _Hearing:
         return by_walk((scenes[0], scenes[1]), self._open, self._free, [*self._whole, *hard], alignment.clear_pairs())
 
     def _is_needed(self, named: Mapping[str, Outcome], mine: Scene, other: Scene) -> bool:
-        """Names that somebody chose are enough where they say all; and indexes, where all full names say the same.
+        """Names that somebody chose are enough where they say all; and indexes where all else says the same.
 
         So it is for most of large programs, which are not walked then.
         """
@@ -164,10 +178,17 @@ class _Hearing:
         weak = [(n, o) for n, o in named.items() if isinstance(o, Match) and rests_on_index(o.name)]
         if not weak:
             return False
-        if mine.by_layer or other.by_layer or (self._case.targets.optimizers and self._case.sources.optimizers):
+        if mine.by_layer or other.by_layer:
             return True
-        ours, theirs = self._full_names, self._their_full_names
-        return any(ours.get(name) != theirs.get(o.source.name) for name, o in weak)
+        pairs = [(name, o.source.name) for name, o in weak]
+        return any(_differ(pairs, *names) for names in self._called_by())
+
+    def _called_by(self) -> Iterator[tuple[Mapping[str, object], Mapping[str, object]]]:
+        """What both graphs say of variables beside their places: full names, and what the optimizers have."""
+        yield self._full_names, self._their_full_names
+        if self._case.targets.optimizers and self._case.sources.optimizers:
+            yield flat_names_of(self._open), flat_names_of(self._free)
+            yield _places(self._case.targets.scene), _places(self._case.sources.scene)
 
     @functools.cached_property  # asked for by two witnesses, of some 50,000 variables
     def _full_names(self) -> Mapping[str, str]:
@@ -187,7 +208,7 @@ class _Hearing:
     def _called(self) -> Callable[[str], str]:
         """What the full name of a variable says of the layer that it is in, counters apart."""
         names, known = self._full_names, functools.cache(lambda scope: self._words.path(scope).text)
-        return lambda name: known(names[name].rpartition("/")[0]) if name in names else ""
+        return lambda name: known(names.get(name, "").rpartition("/")[0])
 
     def _by_list(self, found: Mapping[str, Outcome]) -> dict[str, Outcome]:
         left = frozenset(v.name for v in self._left(found))
@@ -197,4 +218,6 @@ class _Hearing:
             n: Match(a.sources[0], "rule") for n, a in self._case.decisions.assigned.items() if len(a.sources) == 1
         }
         free = frozenset(t.name for t in self._unused(found))
-        return by_optimizer_list(self._case.targets, self._case.sources, {**found, **ruled}, left, free, self._words)
+        full_names = self._full_names, self._their_full_names
+        known = {**found, **ruled}
+        return by_optimizer_list(self._case.targets, self._case.sources, known, left, free, self._words, full_names)

@@ -127,23 +127,33 @@ def mark_indexes(
       walked: what the object graphs say; a layer whose name they do not have may be another one.
       called: name of a target -> what its layer is called, where both sides say the same.
     """
-    families: dict[tuple[str, str, tuple[int, ...], str], list[TargetVariable]] = collections.defaultdict(list)
+    result = dict(found)
+    for members in _alike(found, targets, walked.outcomes, called):
+        for target, match in members if len(members) > 1 or members[0][0].name in walked.unnamed else ():
+            if not _says_members(target, match.source):
+                result[target.name] = Match(match.source, match.evidence, Proof.ORDER)
+    return result
+
+
+def _alike(
+    found: Mapping[str, Outcome],
+    targets: Sequence[TargetVariable],
+    known: Mapping[str, Outcome],
+    called: Callable[[str], str],
+) -> Iterable[list[tuple[TargetVariable, Match]]]:
+    """Families of targets whose names differ in indexes only, of those of which the object graphs say nothing."""
+    families: dict[tuple[str, str, tuple[int, ...], str], list[tuple[TargetVariable, Match]]] = {}
     template = functools.cache(_template_of_head)
-    known = walked.outcomes
     for target in targets:
         outcome = found.get(target.name)
-        if isinstance(outcome, Match) and target.name not in known:
-            head, _, last = outcome.name.rpartition("/")
-            above, own = template(head), "" if last.isdigit() else last
-            if above or not own:
-                families[above or head, own, target.spec.shape, called(target.name)].append(target)
-    result = dict(found)
-    for members in families.values():
-        for target in members if len(members) > 1 or members[0].name in walked.unnamed else ():
-            outcome = found[target.name]
-            if isinstance(outcome, Match) and not _says_members(target, outcome.source):
-                result[target.name] = Match(outcome.source, outcome.evidence, Proof.ORDER)
-    return result
+        if not isinstance(outcome, Match) or target.name in known:
+            continue
+        head, _, last = outcome.name.rpartition("/")
+        above = template(head)
+        if above or last.isdigit() or not last:
+            key = above or head, "" if last.isdigit() else last, target.spec.shape, called(target.name)
+            families.setdefault(key, []).append((target, outcome))
+    return families.values()
 
 
 def _template_of_head(head: str) -> str:

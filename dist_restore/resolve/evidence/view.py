@@ -38,6 +38,16 @@ class Signatures:
         return self._known.setdefault(key, len(self._known))
 
 
+def optimizer_places(nodes: Sequence[Node], optimizers: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Variable -> (optimizer, place in the list of what it trains)."""
+    found: dict[int, tuple[int, int]] = {}
+    for number, optimizer in enumerate(sorted(optimizers, reverse=True)):
+        container = dict(nodes[optimizer].edges).get("_trainable_variables")
+        edges = nodes[container].edges if container is not None else ()
+        found.update((child, (number, int(place[:9]))) for place, child in edges if place.isdecimal())
+    return found
+
+
 class View:
     """A scene, with the variables that are still to be matched.
 
@@ -74,7 +84,7 @@ class View:
         found = list(find_optimizers(self._nodes))
         self._optimizers = frozenset(o.node for o in found)
         self._flat = flat_names(self._nodes, found)
-        self.places = dict(self._places(self._nodes))
+        self.places = optimizer_places(self._nodes, self._optimizers)
         self._virtual: list[tuple[int, ...]] = []
         self._edges = edges = self._normal_edges()
         self._all_names = scene.names
@@ -155,15 +165,6 @@ class View:
                     seen.add(parent)
                     stack.append(parent)
         return seen
-
-    def _places(self, nodes: Sequence[Node]) -> Iterator[tuple[int, tuple[int, int]]]:
-        """Variable -> (optimizer, place in the list of what it trains)."""
-        for number, optimizer in enumerate(sorted(self._optimizers, reverse=True)):
-            container = dict(nodes[optimizer].edges).get("_trainable_variables")
-            if container is not None:
-                for place, child in nodes[container].edges:
-                    if place.isdecimal():
-                        yield child, (number, int(place[:9]))
 
     # ---- What is equal ---------------------------------------------------------------------------------------------
 
