@@ -58,7 +58,9 @@ def find_optimizers(nodes: Sequence[Node]) -> Iterator[OptimizerNode]:
 
 def keras_3_optimizers(nodes: Sequence[Node]) -> list[int]:
     """The nodes that are optimizers of Keras 3, as `find_optimizers` tells them, without their slots."""
-    return [i for i, node in enumerate(nodes) if node.edges and not node.slots and _is_keras_3(dict(node.edges))]
+    # A list of thousands is none, and is not made a dict of.
+    objects = ((i, node) for i, node in enumerate(nodes) if node.edges and not node.edges[0][0].isdecimal())
+    return [i for i, node in objects if not node.slots and _is_keras_3(dict(node.edges))]
 
 
 def _is_keras_3(edges: Mapping[str, int]) -> bool:

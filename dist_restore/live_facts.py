@@ -125,9 +125,9 @@ class Facts:
         self._counted |= {o.name for o in modules.values() if is_counted(o)}
         return {o.name for i, o in modules.items() if any(child in modules for _, child, _ in self._edges[i])}
 
-    def has_path(self, index: int) -> bool:
-        """Whether Keras 3 calls a variable otherwise than TensorFlow does."""
-        return id(self._objects[index]) in self._paths
+    def with_paths(self) -> list[int]:
+        """The variables that Keras 3 calls otherwise than TensorFlow may."""
+        return [i for i, item in enumerate(self._objects) if id(item) in self._paths] if self._paths else []
 
     def _layer_classes(self) -> dict[int, str]:
         found: dict[int, set[str]] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import msgspec
@@ -140,7 +140,7 @@ class _Walker:
         fresh = find_fresh(self._optimizers)
         short = Builder(self._objects, self._edges).find_short(sorted(fresh))
         unbuilt = {**short, **find_unbuilt(self._others)}
-        tracked = tuple([self._tracked(i, node, facts) for i, node in enumerate(nodes)])
+        tracked = self._tracked(nodes, facts)
         return LiveGraph(nodes, leaves, is_bare(root), unbuilt, fresh, tracked)
 
     def _number(self, item: object) -> int:
@@ -171,13 +171,16 @@ class _Walker:
         found = tuple([self._numbers.get(id(unwrap(variable)), -1) for variable in numbered_variables(item)])
         return found if -1 not in found else ()
 
-    def _tracked(self, index: int, node: Node, facts: Facts) -> Node:
-        if node.leaf is not None:
-            if node.leaf.full_name and not facts.has_path(index):
-                return node
-            name = str(getattr(self._objects[index], "name", "")).partition(":")[0]
-            if name == node.leaf.full_name or not name:
-                return node
-            return msgspec.structs.replace(node, leaf=Leaf(node.leaf.key, name))
-        edges = tuple([(name, child) for name, child, tracked in self._edges[index] if tracked])
-        return node if len(edges) == len(node.edges) else msgspec.structs.replace(node, edges=edges)
+    def _tracked(self, nodes: Sequence[Node], facts: Facts) -> tuple[Node, ...]:
+        """The nodes as a checkpoint has them: with TensorFlow's own names, and the edges that it saves."""
+        found = list(nodes)
+        for index in facts.with_paths():
+            name, leaf = str(getattr(self._objects[index], "name", "")).partition(":")[0], nodes[index].leaf
+            if name and leaf is not None and name != leaf.full_name:
+                found[index] = msgspec.structs.replace(nodes[index], leaf=Leaf(leaf.key, name))
+        for index, _ in self._others:
+            own = self._edges[index]
+            if nodes[index].leaf is None and not all([tracked for _, _, tracked in own]):
+                edges = tuple([(name, child) for name, child, tracked in own if tracked])
+                found[index] = msgspec.structs.replace(nodes[index], edges=edges)
+        return tuple(found)

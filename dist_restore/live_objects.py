@@ -82,7 +82,8 @@ def unwrap(item: object) -> object:
 
 def is_counted(item: keras.Layer | keras.random.SeedGenerator | keras.metrics.Metric | tf.Module) -> bool:
     """Whether Keras or TensorFlow made an object's name up: its class name in snake case, and a counter."""
-    return re.fullmatch(rf"{re.escape(snake_case(type(item).__name__))}(_\d+)?", item.name) is not None
+    base, name = snake_case(type(item).__name__), str(item.name)
+    return name == base or (name.startswith(f"{base}_") and name[len(base) + 1 :].isdecimal())
 
 
 def keras_variables(objects: Iterable[object]) -> Iterator[keras.Variable]:

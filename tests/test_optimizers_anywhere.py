@@ -198,6 +198,36 @@ def gan(*, built: bool) -> Gan:
     return model
 
 
+class Halves(keras.Model):
+    """Keeps in one list what two optimizers train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = [keras.layers.Dense(4), keras.layers.Dense(4)]
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.blocks[1](self.blocks[0](x))
+
+
+def halves(seed: int) -> tuple[Checkpoint, list[tf.Variable]]:
+    model, first, second = Halves(), keras.optimizers.Adam(), keras.optimizers.SGD(0.1, momentum=0.9)
+    model(tf.zeros((1, 4)))
+    first.build(model.blocks[0].trainable_variables)
+    second.build(model.blocks[1].trainable_variables)
+    found = [raw(v) for v in (*model.variables, *first.variables, *second.variables)]
+    program = Checkpoint(model=model, first=first, second=second)
+    scramble(program, seed=seed)
+    return program, found
+
+
+def test_a_list_of_which_each_optimizer_trains_a_part_reads_its_own(tmp_path: pathlib.Path) -> None:
+    program, old = halves(1)
+    path = save(program, tmp_path)
+    program, new = halves(2)
+    restore(program, path)
+    assert_all_hold(new, values(old))
+
+
 def test_optimizers_of_which_nothing_says_what_they_train_are_refused_by_name(tmp_path: pathlib.Path) -> None:
     old = gan(built=True)
     scramble(old, old.g_optimizer, old.d_optimizer, seed=1)

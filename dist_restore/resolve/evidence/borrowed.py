@@ -10,7 +10,7 @@ import collections
 from collections.abc import Mapping
 
 from dist_restore.entries import Proof
-from dist_restore.graph import Node, Scene
+from dist_restore.graph import LayerName, Node, Scene
 from dist_restore.resolve.evidence.outcome import Match, Outcome
 
 
@@ -22,7 +22,8 @@ def mark_borrowed(found: Mapping[str, Outcome], scene: Scene) -> Mapping[str, Ou
       scene: the program.
     """
     nodes = scene.everything or scene.nodes
-    starts = [child for node in nodes if len(node.edges) > 1 for child in _borrowed(node, nodes)]
+    counted = {i: node.layer for i, node in enumerate(nodes) if node.layer is not None and node.layer.counted}
+    starts = [child for node in nodes if len(node.edges) > 1 for child in _borrowed(node, counted)] if counted else []
     if not starts:
         return found
     marked = dict(found)
@@ -33,11 +34,11 @@ def mark_borrowed(found: Mapping[str, Outcome], scene: Scene) -> Mapping[str, Ou
     return marked
 
 
-def _borrowed(node: Node, nodes: tuple[Node, ...]) -> list[int]:
+def _borrowed(node: Node, counted: Mapping[int, LayerName]) -> list[int]:
     by_class: dict[str, set[int]] = collections.defaultdict(set)
     for label, child in node.edges:
-        layer = nodes[child].layer
-        if layer is not None and layer.counted and layer.name == label:
+        layer = counted.get(child)
+        if layer is not None and layer.name == label:
             by_class[layer.kind].add(child)
     return [child for members in by_class.values() if len(members) > 1 for child in sorted(members)]
 

@@ -19,6 +19,7 @@ from dist_restore.resolve.names import Side, own_names
 from dist_restore.specs import Alias, AliasKind, SourceTensor, TargetVariable
 
 _SEMANTIC = (AliasKind.SEMANTIC,)
+_EQUAL = "equal names"
 
 
 class _How(enum.Enum):
@@ -52,6 +53,9 @@ def by_name(targets: Side[TargetVariable], sources: Side[SourceTensor], alignmen
     """
     if not targets.open:
         return {}
+    plain = _by_path(targets, sources, alignment)
+    if plain is not None:
+        return plain
     claims = _claims(targets, sources, alignment)
     found = {t.name: _judge(claims[t.name], alignment) for t in targets.open if t.name in claims}
     found.update(_shared_flat(targets, sources, claims))
@@ -59,6 +63,26 @@ def by_name(targets: Side[TargetVariable], sources: Side[SourceTensor], alignmen
     _refuse_shared(found, claims)
     _refuse_unequal_lists(found, claims, _lists(targets, sources, alignment), targets.open)
     return found
+
+
+def _by_path(
+    targets: Side[TargetVariable], sources: Side[SourceTensor], alignment: Alignment
+) -> dict[str, Outcome] | None:
+    """The same where all have one name only, and the same ones: several times faster for 50,000 variables.
+
+    Returns:
+      None where some name needs more than a look.
+    """
+    mine, theirs = targets.own_names(_SEMANTIC), alignment.names
+    others = targets.own_names(PATH_KINDS) is not mine or _unique_flat(sources)
+    if alignment.moved or others or mine.keys() != theirs.keys():
+        return None
+    if any([name != target.name for name, target in mine.items()]) or any([len(own) != 1 for own in theirs.values()]):
+        return None
+    found = {name: own[0] for name, own in theirs.items()}
+    if len({id(source) for source in found.values()}) != len(found):
+        return None
+    return {name: Match(found[name], _EQUAL, name=name) for name in mine}
 
 
 def _claims(
@@ -85,7 +109,7 @@ def _claim(target: TargetVariable, name: str, source: SourceTensor, alignment: A
     if name in alignment.moved:
         return _Claim(source, name, _How.ROOT, alignment.moved[name])
     if name == target.name:
-        return _Claim(source, name, _How.OWN, "equal names")
+        return _Claim(source, name, _How.OWN, _EQUAL)
     return _Claim(source, name, _How.ALIAS, f"equal name {name!r}")
 
 

@@ -54,10 +54,9 @@ def by_optimizer_list(
     if not open_ or not targets.optimizers or not sources.optimizers:
         return {}
     result: dict[str, Outcome] = {}
-    for mine, other in _pairs(
-        _lists(targets.variables, targets.optimizers), _lists(sources.tensors, sources.optimizers)
-    ):
-        outside = _lists_outside(targets.variables, mine.owners)
+    ours = _lists(targets.variables, targets.optimizers)
+    outside = _lists_outside(targets.variables, [owner for lists in ours.values() for owner in lists.owners.values()])
+    for mine, other in _pairs(ours, _lists(sources.tensors, sources.optimizers)):
         names = Names([*mine.owners.values()], [*other.owners.values()], words, full_names)
         case = _Case(mine.owners, other.owners, found, open_, free, names)
         result.update(case.match(outside))
@@ -101,9 +100,9 @@ def _pairs(
     return [(ours[name], theirs[name]) for name in sorted(ours.keys() & theirs.keys())]
 
 
-def _lists_outside(variables: Iterable[TargetVariable], ours: Ours) -> frozenset[str]:
-    """Templates of lists of which the optimizer trains some members only: then a position says nothing of them."""
-    inside = collections.Counter(template_of_list(t.name) for t in ours.values())
+def _lists_outside(variables: Iterable[TargetVariable], trained: Iterable[TargetVariable]) -> frozenset[str]:
+    """Templates of lists of which optimizers train some members only: then a position says nothing of them."""
+    inside = collections.Counter(template_of_list(name) for name in {t.name for t in trained})
     everywhere = collections.Counter(template_of_list(v.name) for v in variables if v.slot is None)
     return frozenset(t for t, count in inside.items() if "{}" in t and everywhere[t] > count)
 

@@ -123,6 +123,8 @@ class _Hearing:
         self._whole = [(n, a.sources[0].name) for n, a in assigned if len(a.sources) == a.parts == 1]
         self._mine = Side(open_, case.owned)
         self._other = Side(free, [t for t in case.sources.tensors if t.slot is None])
+        # Whether the two programs are equal in all that was asked.
+        self._all_agree = False
 
     def run(self) -> dict[str, Outcome]:
         alignment = align(self._open, self._other, self._settled)
@@ -142,7 +144,7 @@ class _Hearing:
         if mine is None:
             return found
         found = mark_borrowed(found, mine)
-        if other is None:
+        if other is None or self._all_agree:
             return found
         if other.by_layer:
             found = refuse_misnamed(found, mine)
@@ -173,15 +175,15 @@ class _Hearing:
 
         So it is for most of large programs, which are not walked then.
         """
-        if not all(isinstance(named.get(v.name), Match) or v.tracker_only for v in self._open):
+        if not all([isinstance(named.get(v.name), Match) or v.tracker_only for v in self._open]):
             return True
-        weak = [(n, o) for n, o in named.items() if isinstance(o, Match) and rests_on_index(o.name)]
-        if not weak:
+        pairs = [(name, o.source.name) for name, o in named.items() if isinstance(o, Match)]
+        known = [] if mine.by_layer or other.by_layer else [*self._called_by()]
+        self._all_agree = bool(known) and not any(_differ(pairs, *names) for names in known)
+        if self._all_agree:
             return False
-        if mine.by_layer or other.by_layer:
-            return True
-        pairs = [(name, o.source.name) for name, o in weak]
-        return any(_differ(pairs, *names) for names in self._called_by())
+        weak = [(n, o.source.name) for n, o in named.items() if isinstance(o, Match) and rests_on_index(o.name)]
+        return bool(weak) and (not known or any(_differ(weak, *names) for names in known))
 
     def _called_by(self) -> Iterator[tuple[Mapping[str, object], Mapping[str, object]]]:
         """What both graphs say of variables beside their places: full names, and what the optimizers have."""

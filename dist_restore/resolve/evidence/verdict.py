@@ -149,10 +149,14 @@ def _alike(
         if not isinstance(outcome, Match) or target.name in known:
             continue
         head, _, last = outcome.name.rpartition("/")
+        own = "" if last.isdigit() else last
         above = template(head)
-        if above or last.isdigit() or not last:
-            key = above or head, "" if last.isdigit() else last, target.spec.shape, called(target.name)
-            families.setdefault(key, []).append((target, outcome))
+        if above or not own:
+            key = above or head, own, target.spec.shape, called(target.name)
+            if key in families:
+                families[key].append((target, outcome))
+            else:
+                families[key] = [(target, outcome)]
     return families.values()
 
 
