@@ -59,7 +59,6 @@ def without_counter(name: str) -> str:
     return _COUNTER.sub("", name)
 
 
-@functools.lru_cache(maxsize=1 << 12)  # asked for the scope of each slot
 def looks_automatic(name: str) -> bool:
     """Whether a layer's name is one that Keras makes up for a class of its own."""
     return without_counter(name) in _CLASSES or name in _CLASSES

@@ -90,6 +90,7 @@ class Facts:
         self._save_counter = id(counter)
         self._classes = self._layer_classes()
         self._members = self._member_names()
+        self._counted_scopes: dict[str, bool] = {}
 
     def leaf(self, index: int) -> LiveLeaf:
         """What is known of one variable, by its number."""
@@ -107,7 +108,7 @@ class Facts:
             self._group(index),
             path,
             path if scoped else "",
-            scoped and any(map(self._is_counted, self._layer_parts(path))),
+            scoped and self._is_counted_scope(path.rpartition("/")[0]),
             self._shorter(path) if scoped else (),
             id(variable) == self._save_counter,
             self._classes.get(index, ""),
@@ -158,14 +159,18 @@ class Facts:
     def _own_name(self, variable: object) -> str:
         return self._paths.get(id(variable)) or str(getattr(variable, "name", "")).partition(":")[0]
 
+    def _is_counted_scope(self, scope: str) -> bool:
+        """Whether Keras made up the name of a layer in a path: of those above a variable, without the model's."""
+        known = self._counted_scopes.get(scope)  # of an optimizer's slots all are in one
+        if known is None:
+            parts = scope.split("/")
+            layers = parts[1:] if len(parts) > 1 and parts[0] in self._models else parts
+            known = self._counted_scopes[scope] = any(map(self._is_counted, layers))
+        return known
+
     def _is_counted(self, name: str) -> bool:
         """Whether Keras made a layer's name up; the layer itself may be out of sight, and its variables in a list."""
         return name in self._counted or (name not in self._named and looks_automatic(name))
-
-    def _layer_parts(self, path: str) -> list[str]:
-        """The layers in a path: without the variable's own name, and without the model's."""
-        parts = path.split("/")[:-1]
-        return parts[1:] if len(parts) > 1 and parts[0] in self._models else parts
 
     def _shorter(self, path: str) -> tuple[str, ...]:
         first, _, rest = path.partition("/")

@@ -250,7 +250,7 @@ def _extend(node: Node, path: _Path, layers: Mapping[int, LayerName]) -> Iterato
     plain_step = _plain_steps(path) if node.edges and path.edge not in LAYER_CONTAINERS else None
     for name, child in node.edges:
         if name not in SKIPPED and child not in path.visited:
-            if plain_step is not None and child not in layers and _is_plain(name):
+            if plain_step is not None and child not in layers and (name.isdecimal() or _is_plain(name)):
                 yield child, plain_step(name, child)
             else:
                 yield child, _step(path, name, child, layers.get(child))

@@ -82,6 +82,8 @@ class SlotResolver:
         self._roles = {ours: theirs for theirs, ours in roles}
         self._targets = targets
         self._lacking: dict[str, Sequence[str]] = {}
+        # (optimizer, role, optimizer of the checkpoint) -> what `_refuse_meaning` said: the same for all its slots.
+        self._meanings: dict[tuple[str, str, str], str] = {}
 
     def resolve(self, target: TargetVariable, owner: Owner, pointed: Slot | None = None, role: str = "") -> PlanEntry:
         """The entry of one slot, given what was decided for its owner.
@@ -118,7 +120,10 @@ class SlotResolver:
         if isinstance(optimizer, str):
             return self._unmatched(target, optimizer)
         role = role if said else self._word(optimizer, slot)
-        refusal = self._refuse_meaning(slot.optimizer, slot.role, optimizer)
+        refusal = self._meanings.get((slot.optimizer, slot.role, optimizer.name))
+        if refusal is None:
+            refusal = self._refuse_meaning(slot.optimizer, slot.role, optimizer)
+            self._meanings[slot.optimizer, slot.role, optimizer.name] = refusal
         if refusal:
             return self._unmatched(target, refusal)
         found = [self._table.get((optimizer.name, role, name)) for name in names]
