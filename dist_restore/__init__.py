@@ -13,29 +13,36 @@
 README.md takes it from there; every error is a `RestoreError` that says what to do.
 """
 
-from dist_restore.entries import Coverage, PlanEntry, Proof, Status
-from dist_restore.errors import (
-    AmbiguousMatchError,
-    CheckpointCorruptError,
-    CheckpointNotFoundError,
-    DtypeMismatchError,
-    PlanMismatchError,
-    RestoreError,
-    RuleError,
-    ShapeMismatchError,
-    UnbuiltModelError,
-    UnmatchedError,
-    UnsupportedFormatError,
-    VerificationError,
-    WorkerError,
-)
-from dist_restore.export.converter import CheckpointConverter
-from dist_restore.export.report import ConversionReport
-from dist_restore.plan import RestorePlan
-from dist_restore.report.report import RestoreReport
-from dist_restore.resolve.rules import Rule, RuleSet
-from dist_restore.restorer import DistributedRestorer
-from dist_restore.sources.open import open_checkpoint
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dist_restore.entries import Coverage, PlanEntry, Proof, Status
+    from dist_restore.errors import (
+        AmbiguousMatchError,
+        CheckpointCorruptError,
+        CheckpointNotFoundError,
+        DtypeMismatchError,
+        PlanMismatchError,
+        RestoreError,
+        RuleError,
+        ShapeMismatchError,
+        UnbuiltModelError,
+        UnmatchedError,
+        UnsupportedFormatError,
+        VerificationError,
+        WorkerError,
+    )
+    from dist_restore.export.converter import CheckpointConverter
+    from dist_restore.export.report import ConversionReport
+    from dist_restore.plan import RestorePlan
+    from dist_restore.report.report import RestoreReport
+    from dist_restore.resolve.rules import Rule, RuleSet
+    from dist_restore.restorer import DistributedRestorer
+    from dist_restore.sources.open import open_checkpoint
 
 __version__ = "0.1.0"
 
@@ -66,3 +73,34 @@ __all__ = [
     "WorkerError",
     "open_checkpoint",
 ]
+
+# Module -> the public names in it. Loaded when they are asked for: `import dist_restore` alone loads no TensorFlow.
+_HOMES = {
+    "entries": "Coverage PlanEntry Proof Status",
+    "errors": "AmbiguousMatchError CheckpointCorruptError CheckpointNotFoundError DtypeMismatchError PlanMismatchError "
+    "RestoreError RuleError ShapeMismatchError UnbuiltModelError UnmatchedError UnsupportedFormatError "
+    "VerificationError WorkerError",
+    "export.converter": "CheckpointConverter",
+    "export.report": "ConversionReport",
+    "plan": "RestorePlan",
+    "report.report": "RestoreReport",
+    "resolve.rules": "Rule RuleSet",
+    "restorer": "DistributedRestorer",
+    "sources.open": "open_checkpoint",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+if not TYPE_CHECKING:  # a checker would take every name for one that exists
+
+    def __getattr__(name: str) -> object:
+        home = _HOME_OF.get(name)
+        if home is not None:
+            value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            return value
+        module = f"{__name__}.{name}"
+        if name.startswith("_") or importlib.util.find_spec(module) is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module(module)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

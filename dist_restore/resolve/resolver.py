@@ -19,9 +19,9 @@ from dist_restore.resolve.collapse import refuse_collapse
 from dist_restore.resolve.evidence import Case, Conflict, Match, Outcome, match
 from dist_restore.resolve.evidence.by_slot_list import SlotLists
 from dist_restore.resolve.evidence.by_state_number import NumberedSlots
+from dist_restore.resolve.evidence.optimizer_state import OptimizerState
 from dist_restore.resolve.names import NameTable
 from dist_restore.resolve.nearest import quote
-from dist_restore.resolve.optimizer_state import OptimizerState
 from dist_restore.resolve.order import refuse_order
 from dist_restore.resolve.rules import RuleSet
 from dist_restore.resolve.several import decisions_of, join_outcomes

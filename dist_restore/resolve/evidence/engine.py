@@ -34,6 +34,7 @@ from dist_restore.resolve.evidence.exchanged import (
     refuse_exchanged,
 )
 from dist_restore.resolve.evidence.lists import rests_on_index
+from dist_restore.resolve.evidence.optimizer_state import TF1_STEP, OptimizerState
 from dist_restore.resolve.evidence.outcome import Match, Outcome
 from dist_restore.resolve.evidence.own_classes import refuse_misnamed
 from dist_restore.resolve.evidence.roots import Alignment, align
@@ -45,7 +46,6 @@ from dist_restore.resolve.evidence.verdict import (
 )
 from dist_restore.resolve.evidence.view import optimizer_places
 from dist_restore.resolve.names import Side
-from dist_restore.resolve.optimizer_state import TF1_STEP, OptimizerState
 from dist_restore.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable
 
 
