@@ -39,6 +39,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Which of them.")
 _JOBS = flags.DEFINE_integer("jobs", 2, "How many at a time.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 300.0, "How long one may take; what takes longer counts as killed.")
 _EXAMPLES = flags.DEFINE_integer("examples", 30, "How many examples each property gets.", lower_bound=1)
+_ONLY = flags.DEFINE_list("only", [], "Of these the ones with these numbers, in the order of files and lines.")
 _LIST = flags.DEFINE_bool("list", False, "Show the mutants and run nothing.")
 
 
@@ -95,7 +96,7 @@ class _First:
 def _warm_up() -> None:
     """Imports what the package imports, and forgets the package itself."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    importlib.import_module("dist_restore")
+    importlib.import_module("dist_restore.restorer")
     importlib.import_module("hypothesis.strategies")
     for name in [n for n in sys.modules if n.partition(".")[0] == "dist_restore"]:
         del sys.modules[name]
@@ -188,7 +189,8 @@ def _chosen() -> list[Mutant]:
             makers += mutants_of(path, file.read())
     if _COUNT.value:
         makers = random.Random(_SEED.value).sample(makers, min(_COUNT.value, len(makers)))
-    return sorted((make() for make in makers), key=lambda m: (m.path, m.line))
+    found = sorted((make() for make in makers), key=lambda m: (m.path, m.line))
+    return [found[int(number) - 1] for number in _ONLY.value] or found
 
 
 def _show(mutant: Mutant) -> None:

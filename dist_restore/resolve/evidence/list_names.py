@@ -18,8 +18,8 @@ class Names:
 
     def __init__(
         self,
-        ours: Iterable[TargetVariable],
-        theirs: Iterable[SourceTensor],
+        ours: Sequence[TargetVariable],
+        theirs: Sequence[SourceTensor],
         words: Vocabulary,
         full_names: tuple[Mapping[str, str], Mapping[str, str]],
     ) -> None:
@@ -43,6 +43,7 @@ class Names:
         is_model = all(len(root) == 1 for root in roots) and not members.intersection(*roots[0])
         self._layers = tuple({name: own[is_model:] for name, own in side.items()} for side in layers)
         self._flat = [t.text for s in theirs for t in self._templates(s, AliasKind.FLAT)]
+        self._known_roots: dict[str, bool] = {}
 
     def differ(self, target: TargetVariable, source: SourceTensor) -> str:
         """What the names of a pair say against it; empty where that is nothing."""
@@ -85,8 +86,16 @@ class Names:
         before = theirs.removesuffix(f"_{ours}")
         if before == theirs:
             return False
-        is_model = not set(stages).intersection(members) and all(text.startswith(f"{before}_") for text in self._flat)
-        return not stages or before.endswith("{}") or is_model
+        if not stages or before.endswith("{}"):
+            return True
+        return not set(stages).intersection(members) and self._is_root(before)
+
+    def _is_root(self, name: str) -> bool:
+        """Whether all that slots call a variable of the checkpoint begins with a name."""
+        known = self._known_roots.get(name)
+        if known is None:
+            known = self._known_roots[name] = all(text.startswith(f"{name}_") for text in self._flat)
+        return known
 
     def _templates(self, item: TargetVariable | SourceTensor, kind: AliasKind) -> list[Template]:
         return [self._words.flat(a.name) for a in item.aliases if a.kind is kind and "/" not in a.name]
