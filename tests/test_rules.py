@@ -380,3 +380,30 @@ def test_tensors_may_be_called_rule_and_slots() -> None:
 
 def test_slots_are_read() -> None:
     assert RuleSet.from_toml("[slots]\nvelocity = 'momentum'").slots == (("velocity", "momentum"),)
+
+
+# ---- Rules that come with the package --------------------------------------------------------------------
+
+
+def test_a_plain_name_means_rules_that_come_with_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copied = pathlib.Path(__file__).parents[1] / "configs" / "rules" / "hf_bert.toml"
+    assert RuleSet.of("hf_bert").rules == RuleSet.load(copied).rules != ()
+
+
+def test_a_file_of_that_name_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hf_bert").write_text('[[rule]]\nfrom = "a"\nto = "b"\n')
+    assert RuleSet.of("hf_bert").rules == (Rule(from_=("a",), to=("b",)),)
+
+
+def test_a_name_that_is_neither_says_which_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        RuleError, match=r"no rule file 'hf_berd'.*Nearest names of these: 'hf_bert'.*'hf_gpt2', 'hf_vit'"
+    ):
+        RuleSet.of("hf_berd")
+    with pytest.raises(RuleError, match=r"'rules/hf_berd' cannot be read"):
+        RuleSet.of("rules/hf_berd")

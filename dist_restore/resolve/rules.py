@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from dist_restore.errors import RuleError
+from dist_restore.resolve.packaged_rules import packaged
 from dist_restore.resolve.vocabularies import Vocabularies
 from dist_restore.transforms import Op, parse_ops
 
@@ -176,10 +177,13 @@ class RuleSet:
     def load(path: str | os.PathLike[str]) -> RuleSet:
         """Reads a TOML file of rules.
 
+        Args:
+          path: of a file; or a name, such as `hf_bert`, of rules that come with the package.
+
         Raises:
           RuleError: the file is missing, too large, not TOML, or holds something else than rules.
         """
-        name = os.fspath(path)
+        name = packaged(os.fspath(path))
         try:
             with open(name, "rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
