@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from dist_restore import grouped, host_memory
+from dist_restore.arrays import bytes_of
 from dist_restore.host_memory import Blank
 from dist_restore.sharded import is_sharded, parts_of, rows_of, whole_of
-from dist_restore.sources.boxes import bytes_of
 from dist_restore.sources.checksum import extend
 from dist_restore.spares import Spares
 

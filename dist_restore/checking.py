@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from dist_restore.advancing import Progress
 from dist_restore.distribute.schedule import Unit
 from dist_restore.entries import PlanEntry
 from dist_restore.errors import DtypeMismatchError
@@ -30,7 +31,6 @@ from dist_restore.pieces import (
 from dist_restore.piecewise import cost_of, is_piecewise
 from dist_restore.pipeline import Started, Work, stream
 from dist_restore.reading import Located, Neighbours, read_piecewise, read_whole, transform
-from dist_restore.report.progress import Progress
 from dist_restore.sources.base import DirectSource, Source, Stored
 from dist_restore.transforms import may_refuse, numpy_dtype
 

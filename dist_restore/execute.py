@@ -14,11 +14,10 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
+from dist_restore.advancing import Progress
 from dist_restore.assign import Assigned, Assigner, Write, checksum
 from dist_restore.checking import check_located
-from dist_restore.distribute.exchange import Exchange
 from dist_restore.distribute.schedule import Unit
-from dist_restore.distribute.sharing import Schedule
 from dist_restore.entries import PlanEntry
 from dist_restore.errors import RestoreError, WorkerError
 from dist_restore.grouped import together
@@ -26,10 +25,8 @@ from dist_restore.host_memory import Blank
 from dist_restore.keeping import Kept, kept_work, worth_keeping
 from dist_restore.phases import during, phase_of
 from dist_restore.pieces import PIECE, release_scratch
-from dist_restore.pipeline import stream, stream_pending, thread_count
-from dist_restore.reading import LiveOf, Located, Value, locate, make_works, stored_size
-from dist_restore.report.progress import Progress
-from dist_restore.shared_reads import share
+from dist_restore.pipeline import stream, thread_count
+from dist_restore.reading import LiveOf, Located, Value, make_works, stored_size
 from dist_restore.sources.base import Source
 from dist_restore.sources.storage import are_local
 from dist_restore.spares import Spares
@@ -39,7 +36,7 @@ from dist_restore.transforms import Live
 # back, so that more in flight leaves more of it taken: with q/k/v fused, 1.3 GB once took 274 MB beyond the variables
 # with 64 MB in flight, and 199 with 24 (136 with 24 and 32 on a slower machine). With 24 MB, and as much old memory
 # kept (`spares`), 200 of 556 tensors found none of their size, with 32 MB 116: assigning took 0.56 and 0.40 s.
-_USEFUL = 2 * PIECE * thread_count()
+USEFUL = 2 * PIECE * thread_count()
 
 
 # TensorFlow's CPU allocator (2.21) takes memory from the system in regions, each as large as all before together, and
@@ -63,7 +60,7 @@ class _Share:
 
     @classmethod
     def of(cls, located: Sequence[Located], memory_budget: int) -> _Share:
-        ahead = min(memory_budget, _USEFUL)
+        ahead = min(memory_budget, USEFUL)
         left = memory_budget - ahead
         table = int(_TABLE * sum(map(stored_size, located)))
         # Twice as much may wait, so that a value of more than `ahead` can: 4 GB with fused tensors of 41 and 55 MB took
@@ -228,32 +225,6 @@ def _all_leave_memory(located: Sequence[Located], above: int, ledger: Ledger) ->
     """Whether the variables of more than so many bytes do."""
     large = [entry.target for item in located for entry in item.unit.entries if entry.bytes > above]
     return all(ledger.assigner.leaves_memory(ledger.handles[name]) for name in large)
-
-
-def assign_shared(
-    schedule: Schedule,
-    rank: int,
-    source: Source | None,
-    ledger: Ledger,
-    live_of: LiveOf,
-    exchange: Exchange,
-    limits: Limits,
-) -> bool:
-    """Reads and transforms this worker's share, sends it to the others, and assigns everything. Called by all workers.
-
-    Returns:
-      Whether everything was assigned; `False` when another worker could not go on.
-
-    Raises:
-      RestoreError: as `assign_units`.
-    """
-    units = schedule.lane(rank).units
-    works = make_works(locate(units, source), source, live_of) if source is not None else iter(())
-    with (
-        ledger.accounting(),
-        contextlib.closing(stream_pending(works, min(limits.memory_budget // 4, _USEFUL))) as pending,
-    ):
-        return share(schedule, rank, pending, exchange, ledger.assign, limits.seconds)
 
 
 def _reading(results: Iterator[list[Value]]) -> Iterator[list[Value]]:

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from dist_restore import host_memory
+from dist_restore.arrays import bytes_of
 from dist_restore.distribute.schedule import Unit, parts_of
 from dist_restore.entries import PlanEntry
 from dist_restore.errors import DtypeMismatchError
@@ -27,7 +28,6 @@ from dist_restore.piecewise import Piecewise, cost_of, is_piecewise
 from dist_restore.pipeline import Started, Work
 from dist_restore.sources import checksum
 from dist_restore.sources.base import DirectSource, Source, Stored
-from dist_restore.sources.boxes import bytes_of
 from dist_restore.specs import Box
 from dist_restore.transforms import Live, apply, apply_boxed, numpy_dtype
 

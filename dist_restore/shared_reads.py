@@ -15,6 +15,7 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
+from dist_restore.arrays import bytes_of
 from dist_restore.distribute.exchange import Exchange, Round
 from dist_restore.distribute.sharing import FLIGHT, TRAILER, Part, Schedule, parts_by_round
 from dist_restore.distribute.waiting import BrokenExchangeError, ticks
@@ -26,7 +27,6 @@ from dist_restore.pieces import PIECE
 from dist_restore.pipeline import Pending
 from dist_restore.reading import Value, Values, memory_for
 from dist_restore.sources import checksum
-from dist_restore.sources.boxes import bytes_of
 
 Assign: TypeAlias = Callable[[Values], None]
 

@@ -72,7 +72,7 @@ def test_what_goes_through_an_op_is_not_kept() -> None:
 
 @pytest.fixture
 def prefix(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(execute, "_USEFUL", AHEAD)
+    monkeypatch.setattr(execute, "USEFUL", AHEAD)
     rng = np.random.default_rng(0)
     values = {name: tf.Variable(rng.standard_normal(size, np.float32)) for name, size in SIZES.items()}
     return tf.train.Checkpoint(**values).write(str(tmp_path / "ckpt"))
@@ -211,7 +211,7 @@ def test_the_budget_holds_with_several_large_tensors(sizes: Sequence[int], tmp_p
 
 def print_peak(path: str, budget: int, *sizes: int) -> None:
     """Restores, and prints the anonymous memory that it took at most beyond what there was."""
-    execute._USEFUL = AHEAD  # so that one of them is kept
+    execute.USEFUL = AHEAD  # so that one of them is kept
     live = [tf.Variable(tf.zeros([size << 18])) for size in sizes]
     restorer = DistributedRestorer(tf.train.Checkpoint(weights=live), memory_budget=budget, progress=False)
     stopped, before = threading.Event(), anonymous()

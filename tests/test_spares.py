@@ -263,7 +263,7 @@ def test_replicas_that_share_their_memory_leave_it_when_the_last_one_has_changed
 def test_a_restore_changes_nothing_that_shared_memory_with_what_it_replaces(
     replicas: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute, "_USEFUL", 2 * SIZE)  # so little in flight that memory is wanted again at once
+    monkeypatch.setattr(execute, "USEFUL", 2 * SIZE)  # so little in flight that memory is wanted again at once
     devices = [f"CPU:{i}" for i in range(replicas)]
     strategy = tf.distribute.MirroredStrategy(devices) if replicas > 1 else tf.distribute.get_strategy()
     with strategy.scope():

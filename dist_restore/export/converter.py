@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dist_restore.agreement import require_checkpoint, require_targets
+from dist_restore.arrays import bytes_of
 from dist_restore.collecting import uncollected
 from dist_restore.config import Order, RestoreConfig, Unmatched, choice
 from dist_restore.distribute.schedule import make_units
@@ -36,7 +37,6 @@ from dist_restore.resolve.rules import RuleSet, RulesLike
 from dist_restore.resolve.sides import as_sources, as_targets, only_values
 from dist_restore.sources import checksum
 from dist_restore.sources.base import Source
-from dist_restore.sources.boxes import bytes_of
 from dist_restore.sources.files import is_remote
 from dist_restore.sources.open import PathLike, Paths, open_checkpoint, resolve_path
 from dist_restore.specs import TargetIndex

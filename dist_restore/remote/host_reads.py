@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from dist_restore.advancing import Progress
 from dist_restore.distribute.hosts import batches
 from dist_restore.entries import PlanEntry
 from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError, RestoreError
@@ -17,7 +18,6 @@ from dist_restore.execute import Ledger, Limits
 from dist_restore.remote.crew import Step, gist, run_on_hosts
 from dist_restore.remote.held import ComponentsOf, Holdings, as_held
 from dist_restore.remote.placed import COUNTS, UNEXPECTED, Action, Kind, Placed
-from dist_restore.report.progress import Progress
 
 _OTHER_CHECKPOINT = "Use another checkpoint."
 

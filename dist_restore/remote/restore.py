@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from dist_restore.advancing import Progress
 from dist_restore.assign import Assigned, Assigner
 from dist_restore.distribute.hosts import Division, Holding, divide, host_of, remote_units
 from dist_restore.distribute.schedule import Unit
@@ -29,7 +30,6 @@ from dist_restore.remote.host_reads import HostRead, HostReads
 from dist_restore.remote.placed import Placed
 from dist_restore.remote.sends import Sender, row_of
 from dist_restore.remote.views import seeing_hosts
-from dist_restore.report.progress import Progress
 from dist_restore.sources.base import BundleSource, Source
 from dist_restore.transforms import Live
 

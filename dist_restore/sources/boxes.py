@@ -7,16 +7,12 @@ from typing import TypeAlias
 
 import numpy as np
 
+from dist_restore.arrays import bytes_of
 from dist_restore.sources import regions
 from dist_restore.specs import Box
 
 # Fills an array of bytes from a byte of the stored array on.
 Fill: TypeAlias = Callable[[int, np.ndarray], None]
-
-
-def bytes_of(array: np.ndarray) -> np.ndarray:
-    """A contiguous array's bytes (uint8), without a copy."""
-    return array.reshape(-1).view(np.uint8)
 
 
 def read_box(fill: Fill, shape: tuple[int, ...], box: Box, gap: int, out: np.ndarray) -> None:

@@ -8,9 +8,9 @@ import zlib
 
 import numpy as np
 
+from dist_restore.arrays import bytes_of
 from dist_restore.errors import CheckpointCorruptError
 from dist_restore.sources.archive import Archive, Member
-from dist_restore.sources.boxes import bytes_of
 from dist_restore.sources.dotted_names import first_repeated, name_tensors
 from dist_restore.sources.readers import DataFile, RawTensor, ReaderSource, TensorReader, native, require_fits, spec_of
 from dist_restore.specs import Box, CheckpointIndex, TensorSpec

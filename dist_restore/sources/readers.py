@@ -15,10 +15,11 @@ from typing import Protocol
 
 import numpy as np
 
+from dist_restore.arrays import bytes_of
 from dist_restore.errors import CheckpointCorruptError, RestoreError, UnsupportedFormatError
 from dist_restore.sources import files
 from dist_restore.sources.base import Stored
-from dist_restore.sources.boxes import bytes_of, read_box
+from dist_restore.sources.boxes import read_box
 from dist_restore.sources.tf_dtypes import numpy_dtype
 from dist_restore.specs import Box, CheckpointIndex, TensorSpec
 

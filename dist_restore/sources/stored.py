@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dist_restore.arrays import bytes_of
 from dist_restore.sources import checksum, string_tensors, tf_dtypes
-from dist_restore.sources.boxes import bytes_of, read_box
+from dist_restore.sources.boxes import read_box
 from dist_restore.sources.bundle_index import BundleEntry
 from dist_restore.sources.shards import Shards
 from dist_restore.specs import Box
