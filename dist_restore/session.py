@@ -15,14 +15,14 @@ from absl import logging
 from dist_restore.agreement import require_checkpoint, require_targets
 from dist_restore.announcing import announce
 from dist_restore.assign import Assigned, Assigner
-from dist_restore.assign_shared import Limits, assign_shared
+from dist_restore.assign_shared import assign_shared
 from dist_restore.config import Order, Reads, RestoreConfig, Unmatched, Verify
 from dist_restore.distribute.communicator import communicator_for
 from dist_restore.distribute.schedule import Unit, make_units
 from dist_restore.distribute.sharing import make_schedule
 from dist_restore.distribute.waiting import scaled
 from dist_restore.errors import CheckpointNotFoundError, PlanMismatchError, RestoreError, VerificationError
-from dist_restore.execute import Ledger, assign_units, check_sources, live_values
+from dist_restore.execute import Ledger, Limits, assign_units, check_sources, live_values
 from dist_restore.keeping import Kept
 from dist_restore.phases import during
 from dist_restore.plan import RestorePlan
