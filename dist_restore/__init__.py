@@ -20,8 +20,8 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dist_restore.entries import Coverage, PlanEntry, Proof, Status
-    from dist_restore.errors import (
+    from dist_restore.checkpoints.open import open_checkpoint
+    from dist_restore.core.errors import (
         AmbiguousMatchError,
         CheckpointCorruptError,
         CheckpointNotFoundError,
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
         VerificationError,
         WorkerError,
     )
-    from dist_restore.export.converter import CheckpointConverter
-    from dist_restore.export.report import ConversionReport
-    from dist_restore.plan import RestorePlan
+    from dist_restore.planning.entries import Coverage, PlanEntry, Proof, Status
+    from dist_restore.planning.plan import RestorePlan
+    from dist_restore.planning.rules.rule_set import Rule, RuleSet
+    from dist_restore.report.conversion import ConversionReport
     from dist_restore.report.report import RestoreReport
-    from dist_restore.resolve.rules import Rule, RuleSet
-    from dist_restore.restorer import DistributedRestorer
-    from dist_restore.sources.open import open_checkpoint
+    from dist_restore.restore.converter import CheckpointConverter
+    from dist_restore.restore.restorer import DistributedRestorer
 
 __version__ = "0.1.0"
 
@@ -76,17 +76,17 @@ __all__ = [
 
 # Module -> the public names in it. Loaded when they are asked for: `import dist_restore` alone loads no TensorFlow.
 _HOMES = {
-    "entries": "Coverage PlanEntry Proof Status",
-    "errors": "AmbiguousMatchError CheckpointCorruptError CheckpointNotFoundError DtypeMismatchError PlanMismatchError "
-    "RestoreError RuleError ShapeMismatchError UnbuiltModelError UnmatchedError UnsupportedFormatError "
-    "VerificationError WorkerError",
-    "export.converter": "CheckpointConverter",
-    "export.report": "ConversionReport",
-    "plan": "RestorePlan",
+    "planning.entries": "Coverage PlanEntry Proof Status",
+    "core.errors": "AmbiguousMatchError CheckpointCorruptError CheckpointNotFoundError DtypeMismatchError "
+    "PlanMismatchError RestoreError RuleError ShapeMismatchError UnbuiltModelError UnmatchedError "
+    "UnsupportedFormatError VerificationError WorkerError",
+    "restore.converter": "CheckpointConverter",
+    "report.conversion": "ConversionReport",
+    "planning.plan": "RestorePlan",
     "report.report": "RestoreReport",
-    "resolve.rules": "Rule RuleSet",
-    "restorer": "DistributedRestorer",
-    "sources.open": "open_checkpoint",
+    "planning.rules.rule_set": "Rule RuleSet",
+    "restore.restorer": "DistributedRestorer",
+    "checkpoints.open": "open_checkpoint",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

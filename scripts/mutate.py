@@ -1,6 +1,6 @@
 r"""Changes the given files in small ways, one at a time, and says which changes no test notices.
 
-    python scripts/mutate.py --files='dist_restore/resolve/evidence/*.py' --tests=tests/test_evidence_rows.py
+    python scripts/mutate.py --files='dist_restore/planning/matching/*.py' --tests=tests/test_evidence_rows.py
 
 Libraries are imported once; each mutant is a forked process that imports the package anew, with the changed file, and
 runs the tests up to the first that fails. The same seed gives the same mutants of the same files. Nothing is written.
@@ -96,7 +96,7 @@ class _First:
 def _warm_up() -> None:
     """Imports what the package imports, and forgets the package itself."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    importlib.import_module("dist_restore.restorer")
+    importlib.import_module("dist_restore.restore.restorer")
     importlib.import_module("hypothesis.strategies")
     for name in [n for n in sys.modules if n.partition(".")[0] == "dist_restore"]:
         del sys.modules[name]

@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 import dist_restore as dr
 from dist_restore.distribute.forecast import Rates, best, forecast, load_of
-from dist_restore.distribute.schedule import make_units
+from dist_restore.engine.units import make_units
 from lm.paths import parse_paths
 from target_function import HELP as TARGET_HELP
 from target_function import TargetError, flags_parser, load_target

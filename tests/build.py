@@ -12,13 +12,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from dist_restore.entries import PlanEntry
-from dist_restore.graph import Leaf, Node
-from dist_restore.naming import slot_name
-from dist_restore.plan import RestorePlan
-from dist_restore.resolve.resolver import Options, resolve
-from dist_restore.resolve.rules import RuleSet, RulesLike
-from dist_restore.specs import (
+from dist_restore.core.graph import Leaf, Node
+from dist_restore.core.specs import (
     Alias,
     AliasKind,
     CheckpointIndex,
@@ -30,6 +25,11 @@ from dist_restore.specs import (
     TargetVariable,
     TensorSpec,
 )
+from dist_restore.naming.names import slot_name
+from dist_restore.planning.entries import PlanEntry
+from dist_restore.planning.plan import RestorePlan
+from dist_restore.planning.planner import Options, resolve
+from dist_restore.planning.rules.rule_set import RuleSet, RulesLike
 
 _KINDS = {"sem": AliasKind.SEMANTIC, "flat": AliasKind.FLAT, "cnt": AliasKind.COUNTED, "pos": AliasKind.POSITIONAL}
 Families = Mapping[str, str]

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
-from dist_restore.sources import checksum
-from dist_restore.sources.table import MAGIC
+from dist_restore.checkpoints.tf.sstable import MAGIC
+from dist_restore.core import crc32c as checksum
 
 FIXED_DTYPES = (
     "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 complex64 complex128 "

@@ -17,10 +17,13 @@ import tensorflow as tf
 
 import dist_restore as dr
 from cluster import describe
-from dist_restore import read_modes, reading, session, transforms
-from dist_restore.assign import Assigner
-from dist_restore.sources.tf_checkpoint import TfCheckpoint
-from dist_restore.transforms.arithmetic import Scale
+from dist_restore import ops as transforms
+from dist_restore.checkpoints.tf.checkpoint import TfCheckpoint
+from dist_restore.distribute import read_mode as read_modes
+from dist_restore.engine import reading
+from dist_restore.ops.arithmetic import Scale
+from dist_restore.restore import run as session
+from dist_restore.targets.assigner import Assigner
 
 WIDTH = 96
 

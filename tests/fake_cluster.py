@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from dist_restore.distribute.cluster import ClusterCommunicator
-from dist_restore.distribute.exchange import Round
-from dist_restore.distribute.store import Answer, Unreachable
+from dist_restore.distribute.messaging.exchange import Round
+from dist_restore.distribute.messaging.protocol import ClusterCommunicator
+from dist_restore.distribute.messaging.store import Answer, Unreachable
 
 Result = TypeVar("Result")
 

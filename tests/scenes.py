@@ -16,14 +16,8 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from build import Graph
-from dist_restore.automatic_names import looks_automatic
-from dist_restore.entries import Proof
-from dist_restore.graph import LayerName, Node, Scene
-from dist_restore.naming import NamedLeaf, name_graph
-from dist_restore.plan import RestorePlan
-from dist_restore.resolve.resolver import Options, resolve
-from dist_restore.resolve.rules import RuleSet
-from dist_restore.specs import (
+from dist_restore.core.graph import LayerName, Node, Scene
+from dist_restore.core.specs import (
     Alias,
     AliasKind,
     CheckpointIndex,
@@ -33,6 +27,12 @@ from dist_restore.specs import (
     TargetVariable,
     TensorSpec,
 )
+from dist_restore.naming.automatic_names import looks_automatic
+from dist_restore.naming.names import NamedLeaf, name_graph
+from dist_restore.planning.entries import Proof
+from dist_restore.planning.plan import RestorePlan
+from dist_restore.planning.planner import Options, resolve
+from dist_restore.planning.rules.rule_set import RuleSet
 
 ROLES = ("momentum", "velocity")
 

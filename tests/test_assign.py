@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as stn
 
 import dist_restore as dr
 from conftest import make_strategy
-from dist_restore.assign import Assigner, split_sum
+from dist_restore.targets.assigner import Assigner, split_sum
 from live import (
     adam,
     assert_all_hold,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_restore.automatic_names import Template, Vocabulary, looks_automatic, without_counter
+from dist_restore.naming.automatic_names import Template, Vocabulary, looks_automatic, without_counter
 
 
 @pytest.mark.parametrize(

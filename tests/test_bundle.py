@@ -11,9 +11,14 @@ import pytest
 import tensorflow as tf
 
 import bundle_fixtures as fx
-from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError, RestoreError, UnsupportedFormatError
-from dist_restore.sources.bundle import Bundle
-from dist_restore.specs import Box, TensorSpec
+from dist_restore.checkpoints.tf.bundle import Bundle
+from dist_restore.core.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    RestoreError,
+    UnsupportedFormatError,
+)
+from dist_restore.core.specs import Box, TensorSpec
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,15 @@ from hypothesis import strategies as st
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
 import bundle_fixtures as fx
-from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError, RestoreError, UnsupportedFormatError
-from dist_restore.sources.bundle import Bundle
-from dist_restore.sources.table import CompressedTableError, read_table
-from dist_restore.specs import TensorSpec
+from dist_restore.checkpoints.tf.bundle import Bundle
+from dist_restore.checkpoints.tf.sstable import CompressedTableError, read_table
+from dist_restore.core.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    RestoreError,
+    UnsupportedFormatError,
+)
+from dist_restore.core.specs import TensorSpec
 
 TENSORS = {f"layer_{i}/kernel": np.full((8, 4), i, np.float32) for i in range(40)} | {"text": [b"some", b"words"]}
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
 import bundle_fixtures as fx
-from dist_restore.errors import CheckpointCorruptError, RestoreError
-from dist_restore.sources.bundle import Bundle, SliceEntry
-from dist_restore.sources.ordered_code import slice_key
-from dist_restore.specs import Box, TensorSpec
+from dist_restore.checkpoints.tf.bundle import Bundle, SliceEntry
+from dist_restore.checkpoints.tf.ordered_code import slice_key
+from dist_restore.core.errors import CheckpointCorruptError, RestoreError
+from dist_restore.core.specs import Box, TensorSpec
 
 
 @pytest.fixture(scope="module")

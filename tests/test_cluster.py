@@ -8,10 +8,12 @@ import time
 import pytest
 
 import dist_restore as dr
-from dist_restore.distribute import cluster, mailbox, messages, waiting
-from dist_restore.distribute.cluster import ClusterCommunicator
-from dist_restore.distribute.messages import Failure, Message
-from dist_restore.distribute.store import Answer
+from dist_restore.distribute.messaging import liveness as waiting
+from dist_restore.distribute.messaging import mailbox, messages
+from dist_restore.distribute.messaging import protocol as cluster
+from dist_restore.distribute.messaging.messages import Failure, Message
+from dist_restore.distribute.messaging.protocol import ClusterCommunicator
+from dist_restore.distribute.messaging.store import Answer
 from fake_cluster import FakeStore, run_workers
 
 

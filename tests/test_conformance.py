@@ -12,7 +12,7 @@ import pytest
 
 import dist_restore as dr
 from conftest import make_strategy
-from dist_restore.transforms import Reshape
+from dist_restore.ops import Reshape
 from format_files import RULES, WRITERS, build, weights_of
 from live import assert_holds, refuse, restore, scramble, value
 from target_kinds import KINDS, PAIRS, Target

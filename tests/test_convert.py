@@ -13,7 +13,7 @@ import tensorflow as tf
 from safetensors.numpy import save_file
 
 import dist_restore as dr
-from dist_restore.export import bundle_writer
+from dist_restore.restore import bundle_writer
 from lm.sizes import Sizes
 from lm.state import build
 from tests import live

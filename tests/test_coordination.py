@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import dist_restore as dr
 from cluster import run_cluster
-from dist_restore.distribute.coordination import CoordinationService
+from dist_restore.distribute.messaging.coordination import CoordinationService
 
 TRIED = "2.21"
 TASK = "/job:worker/replica:0/task:0"

@@ -10,11 +10,8 @@ import numpy as np
 import pytest
 
 import build
-from dist_restore.plan import RestorePlan
-from dist_restore.resolve.resolver import Options, resolve
-from dist_restore.resolve.rules import RuleSet
-from dist_restore.sources.tf_checkpoint import TfCheckpoint
-from dist_restore.specs import (
+from dist_restore.checkpoints.tf.checkpoint import TfCheckpoint
+from dist_restore.core.specs import (
     Alias,
     AliasKind,
     Group,
@@ -24,7 +21,10 @@ from dist_restore.specs import (
     TargetVariable,
     TensorSpec,
 )
-from dist_restore.transforms import apply
+from dist_restore.ops import apply
+from dist_restore.planning.plan import RestorePlan
+from dist_restore.planning.planner import Options, resolve
+from dist_restore.planning.rules.rule_set import RuleSet
 
 CORPUS = pathlib.Path(__file__).parent / "corpus"
 PAIRS = sorted(path.name for path in CORPUS.glob("d*"))

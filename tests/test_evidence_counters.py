@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from build import checkpoint, entry, filled, plan, problems, program
-from dist_restore.plan import RestorePlan
-from dist_restore.resolve.evidence.by_counter import by_counter
-from dist_restore.resolve.evidence.outcome import Match
-from dist_restore.resolve.evidence.roots import align
-from dist_restore.resolve.names import Side
-from dist_restore.specs import Group
+from dist_restore.core.specs import Group
+from dist_restore.planning.matching.by_counter import by_counter
+from dist_restore.planning.matching.outcome import Match
+from dist_restore.planning.matching.roots import align
+from dist_restore.planning.name_table import Side
+from dist_restore.planning.plan import RestorePlan
 
 # ---- Counters --------------------------------------------------------------------------------------------
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dist_restore.automatic_names import Vocabulary
-from dist_restore.resolve.evidence.list_names import Names
-from dist_restore.specs import Alias, AliasKind, SourceTensor, TargetVariable, TensorSpec
+from dist_restore.core.specs import Alias, AliasKind, SourceTensor, TargetVariable, TensorSpec
+from dist_restore.naming.automatic_names import Vocabulary
+from dist_restore.planning.matching.list_names import Names
 
 SPEC = TensorSpec((4,), "float32")
 

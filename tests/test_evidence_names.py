@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from build import checkpoint, entry, filled, plan, problems, program
-from dist_restore.entries import Proof
-from dist_restore.resolve.evidence.lists import (
+from dist_restore.planning.entries import Proof
+from dist_restore.planning.matching.lists import (
     Lists,
     list_members,
     list_positions,
@@ -15,8 +15,8 @@ from dist_restore.resolve.evidence.lists import (
     template_of_flat,
     template_of_list,
 )
-from dist_restore.resolve.evidence.roots import align
-from dist_restore.resolve.names import Side
+from dist_restore.planning.matching.roots import align
+from dist_restore.planning.name_table import Side
 
 # ---- Indexes and counters in names -----------------------------------------------------------------------
 

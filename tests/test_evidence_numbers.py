@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from build import checkpoint, program
-from dist_restore.entries import Proof
-from dist_restore.resolve.evidence.by_number import by_number
-from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
-from dist_restore.resolve.names import Side
-from dist_restore.specs import Alias, AliasKind, Group, Place, SourceTensor, TargetVariable, TensorSpec
+from dist_restore.core.specs import Alias, AliasKind, Group, Place, SourceTensor, TargetVariable, TensorSpec
+from dist_restore.planning.entries import Proof
+from dist_restore.planning.matching.by_number import by_number
+from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
+from dist_restore.planning.name_table import Side
 from scenes import live, matched, pairs, stored
 
 # ---- Numbered variables ----------------------------------------------------------------------------------

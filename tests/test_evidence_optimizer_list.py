@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from build import checkpoint, entry, filled, plan, program
-from dist_restore.automatic_names import Vocabulary
-from dist_restore.entries import Proof
-from dist_restore.plan import RestorePlan
-from dist_restore.resolve.evidence.by_optimizer_list import by_optimizer_list
-from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
+from dist_restore.naming.automatic_names import Vocabulary
+from dist_restore.planning.entries import Proof
+from dist_restore.planning.matching.by_optimizer_list import by_optimizer_list
+from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
+from dist_restore.planning.plan import RestorePlan
 
 # ---- Places in an optimizer's list -----------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_restore.entries import Proof
-from dist_restore.graph import Scene
-from dist_restore.specs import CheckpointIndex, TargetIndex
+from dist_restore.core.graph import Scene
+from dist_restore.core.specs import CheckpointIndex, TargetIndex
+from dist_restore.planning.entries import Proof
 from scenes import live, matched, stored
 
 NAMES = ["dense", "dense_1", "dense_2", "conv2d", "stem", "head", ""]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_restore.entries import Proof
+from dist_restore.planning.entries import Proof
 from scenes import live, matched, pairs, proofs, refused, stored
 
 Sizes = tuple[int, ...]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dist_restore.entries import Proof
-from dist_restore.resolve.evidence.by_walk import Walked
-from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
-from dist_restore.resolve.evidence.verdict import hear, mark_indexes, refuse_other_members, refuse_shared
-from dist_restore.specs import SourceTensor, TargetVariable, TensorSpec
+from dist_restore.core.specs import SourceTensor, TargetVariable, TensorSpec
+from dist_restore.planning.entries import Proof
+from dist_restore.planning.matching.by_walk import Walked
+from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
+from dist_restore.planning.matching.verdict import hear, mark_indexes, refuse_other_members, refuse_shared
 
 
 def tensor(name: str, shape: tuple[int, ...] = (4,), members: tuple[str, ...] = ()) -> SourceTensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from dist_restore.automatic_names import Vocabulary
-from dist_restore.graph import Node, Scene
-from dist_restore.naming import name_graph
-from dist_restore.resolve.evidence.how import How
-from dist_restore.resolve.evidence.numbers import pair_numbers
-from dist_restore.resolve.evidence.view import Signatures, View
+from dist_restore.core.graph import Node, Scene
+from dist_restore.naming.automatic_names import Vocabulary
+from dist_restore.naming.names import name_graph
+from dist_restore.planning.matching.how import How
+from dist_restore.planning.matching.numbers import pair_numbers
+from dist_restore.planning.matching.view import Signatures, View
 from scenes import read
 
 

@@ -8,10 +8,10 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from dist_restore.entries import Proof
-from dist_restore.resolve.evidence.by_walk import Walked, by_walk, own_words
-from dist_restore.resolve.evidence.outcome import Conflict, Match
-from dist_restore.specs import SourceTensor, TargetVariable
+from dist_restore.core.specs import SourceTensor, TargetVariable
+from dist_restore.planning.entries import Proof
+from dist_restore.planning.matching.by_walk import Walked, by_walk, own_words
+from dist_restore.planning.matching.outcome import Conflict, Match
 from scenes import live, matched, pairs, proofs, refused, stored
 
 

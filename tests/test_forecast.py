@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from dist_restore.config import Reads
+from dist_restore.core.options import Reads
 from dist_restore.distribute.forecast import Load, Rates, best, forecast, is_fast
 
 GB = 1e9

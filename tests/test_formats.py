@@ -15,9 +15,9 @@ import tensorflow as tf
 from safetensors.numpy import save_file
 
 import dist_restore as dr
-from dist_restore.sources.base import DirectSource
-from dist_restore.specs import Box
-from dist_restore.transforms import Slice, Transpose
+from dist_restore.checkpoints.reader import DirectSource
+from dist_restore.core.specs import Box
+from dist_restore.ops import Slice, Transpose
 from format_files import BARE_RULES, RULES, WRITERS, build, weights_of
 from live import assert_holds, assert_unchanged, raw, restore, scramble, snapshot
 

@@ -11,10 +11,11 @@ import pytest
 import tensorflow as tf
 
 import dist_restore as dr
-from dist_restore import grouped, host_memory
-from dist_restore.assign import Assigned, Assigner, Write, checksum
-from dist_restore.grouped import COUNT
-from dist_restore.verifying import verify_replicas
+from dist_restore.engine.verify_pass import verify_replicas
+from dist_restore.targets.assigner import Assigned, Assigner, Write, checksum
+from dist_restore.tf_internals import batched as grouped
+from dist_restore.tf_internals import host_memory
+from dist_restore.tf_internals.batched import COUNT
 
 DTYPES = sorted(host_memory.DTYPES)
 

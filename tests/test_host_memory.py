@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dist_restore import host_memory
-from dist_restore.assign import Assigner
+from dist_restore.targets.assigner import Assigner
+from dist_restore.tf_internals import host_memory
 
 DTYPES = ["float32", "float64", "float16", "bfloat16", "int8", "int32", "int64", "bool", "complex64"]
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_restore.distribute.hosts import Holding, batches, divide, host_of
-from dist_restore.distribute.schedule import make_units
-from dist_restore.entries import PlanEntry, Status
-from dist_restore.specs import TensorSpec
-from dist_restore.transforms import parse_ops
+from dist_restore.core.specs import TensorSpec
+from dist_restore.distribute.hosts.placement import Holding, batches, divide, host_of
+from dist_restore.engine.units import make_units
+from dist_restore.ops import parse_ops
+from dist_restore.planning.entries import PlanEntry, Status
 
 CLIENT, A, B = "/job:localhost/replica:0/task:0", "/job:worker/replica:0/task:0", "/job:worker/replica:0/task:1"
 SPEC = TensorSpec((4, 4), "float32")

@@ -20,9 +20,9 @@ import tensorflow as tf
 
 import dist_restore as dr
 from conftest import make_strategy
-from dist_restore.resolve.resolver import Options, resolve
-from dist_restore.specs import TargetIndex, TargetVariable, TensorSpec
-from dist_restore.transforms import Method, Resize, apply, describe
+from dist_restore.core.specs import TargetIndex, TargetVariable, TensorSpec
+from dist_restore.ops import Method, Resize, apply, describe
+from dist_restore.planning.planner import Options, resolve
 from live import replicas
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dist_restore as dr
-from dist_restore.entries import PlanEntry
-from dist_restore.plan import RestorePlan
-from dist_restore.resolve.inverse_plan import inverse_of_plan
-from dist_restore.resolve.resolver import Options, resolve
-from dist_restore.resolve.rules import RuleSet
-from dist_restore.resolve.sides import as_targets
-from dist_restore.specs import CheckpointIndex, OptimizerInfo, Slot, SourceTensor, TensorSpec
-from dist_restore.transforms import apply
+from dist_restore.core.specs import CheckpointIndex, OptimizerInfo, Slot, SourceTensor, TensorSpec
+from dist_restore.ops import apply
+from dist_restore.planning.entries import PlanEntry
+from dist_restore.planning.inverse_plan import inverse_of_plan
+from dist_restore.planning.plan import RestorePlan
+from dist_restore.planning.planner import Options, resolve
+from dist_restore.planning.rules.rule_set import RuleSet
+from dist_restore.planning.sides import as_targets
 from tests import live
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

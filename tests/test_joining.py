@@ -15,14 +15,16 @@ import tensorflow as tf
 from hypothesis import given, settings
 
 import build
-from dist_restore import DistributedRestorer, joining, pieces
-from dist_restore.distribute.schedule import Unit, make_units
-from dist_restore.errors import CheckpointCorruptError
-from dist_restore.joining import Joining, is_joined
-from dist_restore.pieces import PIECE, SCRATCH
-from dist_restore.sources import checksum
-from dist_restore.sources.base import Stored
-from dist_restore.sources.files import Seen
+from dist_restore import DistributedRestorer
+from dist_restore.checkpoints.files.files import Seen
+from dist_restore.checkpoints.reader import Stored
+from dist_restore.core import crc32c as checksum
+from dist_restore.core.errors import CheckpointCorruptError
+from dist_restore.engine import chunks as pieces
+from dist_restore.engine import joined as joining
+from dist_restore.engine.chunks import PIECE, SCRATCH
+from dist_restore.engine.joined import Joining, is_joined
+from dist_restore.engine.units import Unit, make_units
 
 FILE = "file"
 

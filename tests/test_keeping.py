@@ -16,16 +16,19 @@ import pytest
 import tensorflow as tf
 
 import build
-from dist_restore import DistributedRestorer, execute, host_memory, session
-from dist_restore.assign import Assigner
-from dist_restore.distribute.schedule import make_units
-from dist_restore.errors import CheckpointCorruptError
-from dist_restore.execute import Ledger, assign_units, check_sources
-from dist_restore.keeping import Kept, worth_keeping
-from dist_restore.reading import Located, locate
+from dist_restore import DistributedRestorer
+from dist_restore.checkpoints.open import open_checkpoint
+from dist_restore.checkpoints.reader import Stored
+from dist_restore.core.errors import CheckpointCorruptError
+from dist_restore.engine import assign_pass as execute
+from dist_restore.engine.assign_pass import Ledger, assign_units, check_sources
+from dist_restore.engine.prefetch import Kept, worth_keeping
+from dist_restore.engine.reading import Located, locate
+from dist_restore.engine.units import make_units
 from dist_restore.report.progress import progress
-from dist_restore.sources.base import Stored
-from dist_restore.sources.open import open_checkpoint
+from dist_restore.restore import run as session
+from dist_restore.targets.assigner import Assigner
+from dist_restore.tf_internals import host_memory
 from memory import anonymous
 
 SIZES = {"bias": 1000, "large": 3_000_000, "larger": 4_000_000, "kernel": 500_000}  # elements of float32

@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 import bundle_fixtures as fx
-from dist_restore.errors import CheckpointCorruptError, CheckpointNotFoundError, UnsupportedFormatError
-from dist_restore.sources.locate import complete_prefixes, resolve_prefix
+from dist_restore.checkpoints.find import complete_prefixes, resolve_prefix
+from dist_restore.core.errors import CheckpointCorruptError, CheckpointNotFoundError, UnsupportedFormatError
 
 
 @pytest.fixture
@@ -233,6 +233,6 @@ def test_remote_directories_work(managed):
 
 
 def test_what_is_resolved_can_be_opened(managed):
-    from dist_restore.sources.bundle import Bundle
+    from dist_restore.checkpoints.tf.bundle import Bundle
 
     assert np.all(Bundle.open(resolve_prefix(managed)).read("v/.ATTRIBUTES/VARIABLE_VALUE") == 1.0)

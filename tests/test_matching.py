@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build import checkpoint, entry, filled, plan, problems, program, statuses
-from dist_restore.plan import RestorePlan
-from dist_restore.specs import AliasKind, CheckpointIndex, TargetIndex
+from dist_restore.core.specs import AliasKind, CheckpointIndex, TargetIndex
+from dist_restore.planning.plan import RestorePlan
 
 # ---- Equal names -----------------------------------------------------------------------------------------
 

@@ -16,9 +16,10 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 import bundle_fixtures as fx
 import dist_restore as dr
-from dist_restore import given, session
-from dist_restore.distribute.cluster import ClusterCommunicator
-from dist_restore.sources.tf_checkpoint import OBJECT_GRAPH_KEY
+from dist_restore.checkpoints.tf.checkpoint import OBJECT_GRAPH_KEY
+from dist_restore.distribute.messaging.protocol import ClusterCommunicator
+from dist_restore.restore import given
+from dist_restore.restore import run as session
 from fake_cluster import run_workers
 from format_files import WRITERS
 from live import assert_unchanged, refuse, seq, snapshot

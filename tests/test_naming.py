@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build import Graph
-from dist_restore import naming
-from dist_restore.errors import CheckpointCorruptError
-from dist_restore.graph import LayerName, Leaf, Node
-from dist_restore.naming import MAX_DEPTH, MAX_PATHS, NamedLeaf, name_graph
-from dist_restore.slot_roles import degree_of, family_of, role_of_edge, role_of_slot, same_meaning
-from dist_restore.specs import AliasKind, OptimizerInfo, Slot
+from dist_restore.core.errors import CheckpointCorruptError
+from dist_restore.core.graph import LayerName, Leaf, Node
+from dist_restore.core.specs import AliasKind, OptimizerInfo, Slot
+from dist_restore.naming import names as naming
+from dist_restore.naming.names import MAX_DEPTH, MAX_PATHS, NamedLeaf, name_graph
+from dist_restore.naming.slot_roles import degree_of, family_of, role_of_edge, role_of_slot, same_meaning
 
 SEMANTIC, FLAT = AliasKind.SEMANTIC, AliasKind.FLAT
 COUNTED, POSITIONAL = AliasKind.COUNTED, AliasKind.POSITIONAL

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 import dist_restore as dr
-from dist_restore.specs import TensorSpec
-from dist_restore.transforms import Transpose
+from dist_restore.core.specs import TensorSpec
+from dist_restore.ops import Transpose
 
 
 def dense_list(count: int) -> keras.Model:

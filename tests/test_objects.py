@@ -198,7 +198,7 @@ def test_an_error_among_the_variables_says_that_the_table_had_changed(
     def broken(*_: object, **__: object) -> None:
         raise dr.RestoreError("the disk is gone.")
 
-    monkeypatch.setattr("dist_restore.execute.stream", broken)
+    monkeypatch.setattr("dist_restore.engine.assign_pass.stream", broken)
     v, table = tf.Variable(2.0), words(z=9)
     with pytest.raises(dr.RestoreError, match=r"the disk is gone. 1 variable\(s\) had changed already: 't'\."):
         restore(Checkpoint(v=v, t=table), path, verify="none")

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import dist_restore as dr
 from conftest import make_strategy
-from dist_restore.transforms import Fill, Fit, Op, Scale
+from dist_restore.ops import Fill, Fit, Op, Scale
 from live import (
     adam,
     assert_all_hold,

@@ -12,17 +12,17 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from build import checkpoint, entry, filled, problems, program
-from dist_restore.entries import PlanEntry, Problem, Proof, Status
-from dist_restore.errors import AmbiguousMatchError
-from dist_restore.export.report import ConversionReport
-from dist_restore.plan import RestorePlan
-from dist_restore.proofs import MAX_FAMILIES, count_proofs, order_note
-from dist_restore.refusal import refuse_problems
+from dist_restore.core.errors import AmbiguousMatchError
+from dist_restore.planning.entries import PlanEntry, Problem, Proof, Status
+from dist_restore.planning.order import refuse_order
+from dist_restore.planning.plan import RestorePlan
+from dist_restore.planning.planner import Options, resolve
+from dist_restore.planning.proofs import MAX_FAMILIES, count_proofs, order_note
+from dist_restore.planning.refusal import refuse_problems
+from dist_restore.planning.rules.rule_set import RuleSet
 from dist_restore.report import RestoreReport, markdown, tensorboard
-from dist_restore.resolve.order import refuse_order
-from dist_restore.resolve.resolver import Options, resolve
-from dist_restore.resolve.rules import RuleSet
-from dist_restore.restorer import DistributedRestorer
+from dist_restore.report.conversion import ConversionReport
+from dist_restore.restore.restorer import DistributedRestorer
 from live import adam, refuse, restore, save, scramble
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -143,7 +143,7 @@ def test_what_rests_on_more_is_left_alone() -> None:
 
 def test_a_resolution_refuses_it_only_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever matched it: here equal names pose as order."""
-    monkeypatch.setattr("dist_restore.resolve.resolver.build_entry", _as_order)
+    monkeypatch.setattr("dist_restore.planning.planner.build_entry", _as_order)
     sources, targets = checkpoint("m/a 4\nmomentum@m/a"), program("m/a 4\nmomentum@m/a")
     accepted = resolve(sources, targets, RuleSet.of(None), Options())
     assert filled(accepted)["m/a"] == "m/a" and accepted.order_note
@@ -153,7 +153,7 @@ def test_a_resolution_refuses_it_only_when_it_is_told_to(monkeypatch: pytest.Mon
 
 
 def _as_order(*args: object) -> PlanEntry:
-    from dist_restore.resolve.build import build_entry
+    from dist_restore.planning.entry_builder import build_entry
 
     return dataclasses.replace(build_entry(*args), proof=Proof.ORDER)  # type: ignore[arg-type]
 

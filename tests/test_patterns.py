@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dist_restore.errors import RuleError
-from dist_restore.resolve.names import NameTable
-from dist_restore.resolve.patterns import MAX_PATTERN, compile_pattern, compile_template
-from dist_restore.specs import SourceTensor, TensorSpec
+from dist_restore.core.errors import RuleError
+from dist_restore.core.specs import SourceTensor, TensorSpec
+from dist_restore.planning.name_table import NameTable
+from dist_restore.planning.rules.patterns import MAX_PATTERN, compile_pattern, compile_template
 
 
 def captured(pattern: str, name: str, *, regex: bool = False) -> dict[str, str] | None:

@@ -19,16 +19,16 @@ import pytest
 import tensorflow as tf
 
 import dist_restore as dr
-from dist_restore.checking import check_located
-from dist_restore.distribute.schedule import make_units
-from dist_restore.errors import CheckpointCorruptError
-from dist_restore.host_memory import Blank
-from dist_restore.pipeline import Started, Work, stream
-from dist_restore.reading import locate, make_works
+from dist_restore.checkpoints.open import open_checkpoint
+from dist_restore.checkpoints.reader import Source
+from dist_restore.core import crc32c as checksum
+from dist_restore.core.errors import CheckpointCorruptError
+from dist_restore.engine.check_pass import check_located
+from dist_restore.engine.pipeline import Started, Work, stream
+from dist_restore.engine.reading import locate, make_works
+from dist_restore.engine.units import make_units
 from dist_restore.report.progress import progress
-from dist_restore.sources import checksum
-from dist_restore.sources.base import Source
-from dist_restore.sources.open import open_checkpoint
+from dist_restore.tf_internals.host_memory import Blank
 
 
 class Meter:
@@ -374,7 +374,7 @@ def test_a_flipped_bit_is_found_before_its_tensor_is_assigned(tmp_path: pathlib.
 def test_an_interrupt_while_assigning_leaves_no_thread(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path, VALUES)
     live = variables({n: blank(v) for n, v in VALUES.items()})
-    from dist_restore.assign import Assigner
+    from dist_restore.targets.assigner import Assigner
 
     original, calls = Assigner.assign, []
 

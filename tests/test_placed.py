@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tensorflow as tf
 
-from dist_restore.remote.placed import Action, Kind, Placed
+from dist_restore.distribute.hosts.functions import Action, Kind, Placed
 
 HOST = "/job:localhost/replica:0/task:0"
 LOOK = Kind(Action.LOOK)

@@ -9,10 +9,10 @@ import math
 import pytest
 
 from build import entry, plan
-from dist_restore.entries import Coverage, PlanEntry, Proof, Status, Tally, Unused
-from dist_restore.errors import PlanMismatchError
-from dist_restore.plan import SCHEMA_VERSION, RestorePlan
-from dist_restore.specs import Group, TensorSpec
+from dist_restore.core.errors import PlanMismatchError
+from dist_restore.core.specs import Group, TensorSpec
+from dist_restore.planning.entries import Coverage, PlanEntry, Proof, Status, Tally, Unused
+from dist_restore.planning.plan import SCHEMA_VERSION, RestorePlan
 
 RULES = """
 [[rule]]

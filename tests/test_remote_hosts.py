@@ -122,10 +122,10 @@ def _changed(*variables: Any) -> str:
     """What verification says of components of which the second one holds something else than expected."""
     import numpy as np
 
-    from dist_restore.errors import VerificationError
-    from dist_restore.remote.held import Held, Holdings
-    from dist_restore.remote.placed import Placed, fingerprint
-    from dist_restore.specs import TensorSpec
+    from dist_restore.core.errors import VerificationError
+    from dist_restore.core.specs import TensorSpec
+    from dist_restore.distribute.hosts.fingerprints import Held, Holdings
+    from dist_restore.distribute.hosts.functions import Placed, fingerprint
 
     held = Holdings()
     for number, variable in enumerate(variables):
@@ -272,12 +272,12 @@ def _killed_before_assignment(cluster: Cluster, live: dict[str, Any], path: str)
     import tensorflow as tf
 
     import dist_restore as dr
-    from dist_restore.assign import Assigner
-    from dist_restore.distribute.schedule import make_units
-    from dist_restore.execute import Ledger, Limits
-    from dist_restore.remote.restore import Remote
+    from dist_restore.distribute.hosts.hosts import Remote
+    from dist_restore.engine.assign_pass import Ledger, Limits
+    from dist_restore.engine.units import make_units
     from dist_restore.report.progress import progress
-    from dist_restore.targets import find_targets
+    from dist_restore.targets.assigner import Assigner
+    from dist_restore.targets.targets import find_targets
 
     root = tf.train.Checkpoint(**live)
     handles, units = dict(find_targets(root).handles), make_units(dr.DistributedRestorer(root).plan(path).entries)

@@ -16,12 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.text import text_plugin
 
-from dist_restore.entries import PlanEntry, Problem, Proof, Status, Unused
-from dist_restore.plan import RestorePlan
+from dist_restore.core.specs import Group, TensorSpec
+from dist_restore.ops import Concat
+from dist_restore.planning.entries import PlanEntry, Problem, Proof, Status, Unused
+from dist_restore.planning.plan import RestorePlan
+from dist_restore.planning.summary import escape_text, markdown_table, markdown_text
 from dist_restore.report import PhaseSeconds, RestoreReport, markdown, tensorboard
-from dist_restore.specs import Group, TensorSpec
-from dist_restore.tables import escape_text, markdown_table, markdown_text
-from dist_restore.transforms import Concat
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 HOSTILE = "<script>alert(1)</script>|`\n`|[a](javascript:x)**_b_**&lt;\\|\x1b[2J\u202e![i](http://x) # <b> ~~~ $x$"

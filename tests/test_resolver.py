@@ -8,8 +8,7 @@ import pathlib
 import pytest
 
 from build import checkpoint, entry, filled, plan, problems, program, statuses
-from dist_restore.entries import Problem
-from dist_restore.errors import (
+from dist_restore.core.errors import (
     AmbiguousMatchError,
     DtypeMismatchError,
     RestoreError,
@@ -17,8 +16,9 @@ from dist_restore.errors import (
     ShapeMismatchError,
     UnmatchedError,
 )
-from dist_restore.plan import RestorePlan
-from dist_restore.refusal import MAX_LISTED, MAX_SUGGESTED, refuse_problems
+from dist_restore.planning.entries import Problem
+from dist_restore.planning.plan import RestorePlan
+from dist_restore.planning.refusal import MAX_LISTED, MAX_SUGGESTED, refuse_problems
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -7,8 +7,8 @@ import pathlib
 import pytest
 
 from build import checkpoint, entry, filled, plan, program, statuses
-from dist_restore.errors import RuleError
-from dist_restore.resolve.rules import Rule, RuleSet
+from dist_restore.core.errors import RuleError
+from dist_restore.planning.rules.rule_set import Rule, RuleSet
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 DESIGN = """

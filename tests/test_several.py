@@ -17,11 +17,11 @@ import build
 import dist_restore as dr
 import live
 from bundle_fixtures import data_file, flip_bit
+from dist_restore.checkpoints.combined import MAX_NAME, join, require_names, split
+from dist_restore.checkpoints.tf.checkpoint import TfCheckpoint
+from dist_restore.core.specs import CheckpointIndex, in_part
+from dist_restore.ops import Mean
 from dist_restore.report import tensorboard
-from dist_restore.sources.several import MAX_NAME, join, require_names, split
-from dist_restore.sources.tf_checkpoint import TfCheckpoint
-from dist_restore.specs import CheckpointIndex, in_part
-from dist_restore.transforms import Mean
 from format_files import WRITERS, weights_of
 from format_files import build as build_net
 from lm.paths import describe_paths, parse_paths

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import dist_restore as dr
 from cluster import describe, run_cluster
-from dist_restore.transforms import Mean
+from dist_restore.ops import Mean
 
 pytestmark = pytest.mark.slow
 MODES = ["every_worker", "chief", "sharded", "auto"]

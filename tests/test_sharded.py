@@ -16,8 +16,8 @@ import tf_keras
 from tensorflow.python.distribute.sharded_variable import ShardedVariable
 
 import dist_restore as dr
-from dist_restore.specs import Box
-from dist_restore.transforms import Fill, Fit, Pad, RemapRows, Slice, Transpose
+from dist_restore.core.specs import Box
+from dist_restore.ops import Fill, Fit, Pad, RemapRows, Slice, Transpose
 from live import assert_unchanged, restore, snapshot
 
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 import dist_restore as dr
-from dist_restore.distribute.cluster import ClusterCommunicator
-from dist_restore.distribute.exchange import Round
-from dist_restore.distribute.schedule import Unit, make_units
-from dist_restore.distribute.sharing import make_schedule
-from dist_restore.entries import PlanEntry, Status
-from dist_restore.pieces import PIECE
-from dist_restore.pipeline import Pending, Started
-from dist_restore.reading import Value, Values
-from dist_restore.shared_reads import share
-from dist_restore.specs import TensorSpec
+from dist_restore.core.specs import TensorSpec
+from dist_restore.distribute.messaging.exchange import Round
+from dist_restore.distribute.messaging.protocol import ClusterCommunicator
+from dist_restore.distribute.shared.rounds import share
+from dist_restore.distribute.shared.schedule import make_schedule
+from dist_restore.engine.chunks import PIECE
+from dist_restore.engine.pipeline import Pending, Started
+from dist_restore.engine.reading import Value, Values
+from dist_restore.engine.units import Unit, make_units
+from dist_restore.planning.entries import PlanEntry, Status
 from fake_cluster import run_workers
 
 KB = 1 << 10

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from dist_restore.distribute.schedule import Unit, make_units
-from dist_restore.distribute.sharing import (
+from dist_restore.core.specs import TensorSpec
+from dist_restore.distribute.shared.schedule import (
     TRAILER,
     Schedule,
     bucket_size,
@@ -16,8 +16,8 @@ from dist_restore.distribute.sharing import (
     read_bytes,
     share_out,
 )
-from dist_restore.entries import PlanEntry, Status
-from dist_restore.specs import TensorSpec
+from dist_restore.engine.units import Unit, make_units
+from dist_restore.planning.entries import PlanEntry, Status
 
 WORLDS = range(1, 10)
 MB = 1 << 20

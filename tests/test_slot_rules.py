@@ -13,8 +13,8 @@ from tensorflow.train import Checkpoint
 
 import dist_restore as dr
 from build import checkpoint, entry, filled, plan, problems, program
-from dist_restore.errors import UnmatchedError
-from dist_restore.plan import RestorePlan
+from dist_restore.core.errors import UnmatchedError
+from dist_restore.planning.plan import RestorePlan
 from live import assert_all_hold, built, net, refuse, restore, save, scramble, values
 
 Make = Callable[..., keras.optimizers.Optimizer]

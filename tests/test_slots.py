@@ -7,10 +7,10 @@ import re
 import pytest
 
 from build import Families, checkpoint, entry, filled, plan, problems, program, statuses
-from dist_restore.errors import RuleError
-from dist_restore.plan import RestorePlan
-from dist_restore.resolve.rules import RuleSet
-from dist_restore.specs import Group
+from dist_restore.core.errors import RuleError
+from dist_restore.core.specs import Group
+from dist_restore.planning.plan import RestorePlan
+from dist_restore.planning.rules.rule_set import RuleSet
 
 A, B = "model/a/w 4\n", "model/b/w 4\n"
 MOMENTS = "momentum@model/a/w\nvelocity@model/a/w\n"

@@ -14,12 +14,14 @@ import tensorflow as tf
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.framework import ops
 
-from dist_restore import DistributedRestorer, execute, host_memory
-from dist_restore.assign import Assigner
-from dist_restore.host_memory import _ENOUGH
-from dist_restore.pipeline import Work
-from dist_restore.reading import Values
-from dist_restore.spares import Spares
+from dist_restore import DistributedRestorer
+from dist_restore.engine import assign_pass as execute
+from dist_restore.engine.pipeline import Work
+from dist_restore.engine.reading import Values
+from dist_restore.targets.assigner import Assigner
+from dist_restore.tf_internals import host_memory
+from dist_restore.tf_internals.buffer_pool import Spares
+from dist_restore.tf_internals.host_memory import _ENOUGH
 from memory import anonymous
 
 SHAPE = (300, 400)
@@ -28,7 +30,7 @@ SIZE = 4 * 300 * 400
 
 @pytest.fixture(autouse=True)
 def no_size_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dist_restore.spares._LEAST", 1)
+    monkeypatch.setattr("dist_restore.tf_internals.buffer_pool._LEAST", 1)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[int]:

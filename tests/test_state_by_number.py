@@ -13,8 +13,8 @@ import tensorflow as tf
 import tf_keras
 
 import dist_restore as dr
-from dist_restore.entries import Proof
-from dist_restore.transforms import Transpose
+from dist_restore.ops import Transpose
+from dist_restore.planning.entries import Proof
 from live import assert_all_hold, refuse, restore, scramble, values
 
 Make = Callable[[], keras.Optimizer]

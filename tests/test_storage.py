@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from dist_restore.sources import storage
+from dist_restore.checkpoints.files import mounts as storage
 
 MOUNTS = r"""
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw

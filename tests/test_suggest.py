@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build import checkpoint, entry, filled, plan, problems, program, statuses, taken
-from dist_restore.resolve.names import NameTable
-from dist_restore.resolve.nearest import likeness, nearest, tokens
-from dist_restore.resolve.proofs_by_name import could_make
-from dist_restore.resolve.proposals import Proposal, collapse
-from dist_restore.resolve.rules import RuleSet
-from dist_restore.resolve.suggest import MAX_COMMENTS
+from dist_restore.core.nearest import likeness, nearest, tokens
+from dist_restore.planning.name_table import NameTable
+from dist_restore.planning.proofs_by_name import could_make
+from dist_restore.planning.proposals import Proposal, collapse
+from dist_restore.planning.rules.rule_set import RuleSet
+from dist_restore.planning.suggest import MAX_COMMENTS
 
 
 def rules_of(source: str, target: str) -> list[dict[str, object]]:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_restore import tables
-from dist_restore.tables import TableRow, collapse, escape_text, families, human_bytes, plan_table
+from dist_restore.planning import summary as tables
+from dist_restore.planning.summary import TableRow, collapse, escape_text, families, human_bytes, plan_table
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 UNFILLED = ("unmatched", "ambiguous", "kept")

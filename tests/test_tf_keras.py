@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import dist_restore as dr
 from conftest import make_strategy
-from dist_restore.targets import find_targets
+from dist_restore.targets.targets import find_targets
 from live import natively, refuse, replicas, restore, save, scramble, value
 
 tf_keras = pytest.importorskip("tf_keras", reason="tf_keras is no dependency of the package")

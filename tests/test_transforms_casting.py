@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_restore import transforms as t
-from dist_restore.errors import DtypeMismatchError, RuleError
-from dist_restore.specs import ITEM_SIZES, TensorSpec
-from dist_restore.transforms import Cast, Scale
+from dist_restore import ops as t
+from dist_restore.core.errors import DtypeMismatchError, RuleError
+from dist_restore.core.specs import ITEM_SIZES, TensorSpec
+from dist_restore.ops import Cast, Scale
 
 NUMBERS = [n for n in ITEM_SIZES if not n.startswith("q") and n not in ("string", "bool")]
 SHORT = [n for n in NUMBERS if ITEM_SIZES[n] <= 2]

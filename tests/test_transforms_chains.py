@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dist_restore import transforms as t
-from dist_restore.errors import RuleError
-from dist_restore.specs import Box, TensorSpec
-from dist_restore.transforms import Concat, Fill, Fit, Pad, Reshape, Scale, Slice, Split, Stack, Transpose, Unstack
-from dist_restore.transforms.dtypes import spec_of
+from dist_restore import ops as t
+from dist_restore.core.errors import RuleError
+from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.ops import Concat, Fill, Fit, Pad, Reshape, Scale, Slice, Split, Stack, Transpose, Unstack
+from dist_restore.ops.dtypes import spec_of
 
 Arrays = list[np.ndarray]
 quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))

@@ -9,12 +9,12 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_restore import transforms as t
-from dist_restore.errors import DtypeMismatchError, RestoreError, RuleError, ShapeMismatchError
-from dist_restore.specs import Box, TensorSpec
-from dist_restore.transforms import Mean, Method, Resize
-from dist_restore.transforms.dtypes import spec_of
-from dist_restore.transforms.interpolation import axis_taps
+from dist_restore import ops as t
+from dist_restore.core.errors import DtypeMismatchError, RestoreError, RuleError, ShapeMismatchError
+from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.ops import Mean, Method, Resize
+from dist_restore.ops.dtypes import spec_of
+from dist_restore.ops.interpolation import axis_taps
 
 TF_METHOD = {Method.NEAREST: "nearest", Method.LINEAR: "bilinear", Method.CUBIC: "bicubic"}
 SIZES = [(14, 24), (24, 14), (5, 13), (7, 16), (1, 4), (4, 1), (16, 16)]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_restore import transforms as t
-from dist_restore.errors import DtypeMismatchError, RestoreError, RuleError, ShapeMismatchError
-from dist_restore.specs import Box, TensorSpec
-from dist_restore.transforms import (
+from dist_restore import ops as t
+from dist_restore.core.errors import DtypeMismatchError, RestoreError, RuleError, ShapeMismatchError
+from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.ops import (
     Cast,
     Concat,
     Fill,

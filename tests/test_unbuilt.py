@@ -13,7 +13,7 @@ import tf_keras
 from tensorflow.train import Checkpoint
 
 import dist_restore as dr
-from dist_restore.targets import find_targets
+from dist_restore.targets.targets import find_targets
 from live import Net, assert_all_hold, assert_holds, net, refuse, restore, save, scramble, value, values
 
 Strategy = tf.distribute.Strategy

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dist_restore.assign import Assigned, Assigner, checksum
-from dist_restore.errors import VerificationError
-from dist_restore.pieces import PIECE
-from dist_restore.verifying import verify_replicas
+from dist_restore.core.errors import VerificationError
+from dist_restore.engine.chunks import PIECE
+from dist_restore.engine.verify_pass import verify_replicas
+from dist_restore.targets.assigner import Assigned, Assigner, checksum
 
 SIZES = {
     "one task": 1000,

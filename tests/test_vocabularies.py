@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build import entry, filled, plan, problems
-from dist_restore import transforms as t
-from dist_restore.errors import DtypeMismatchError, PlanMismatchError, RuleError, ShapeMismatchError
-from dist_restore.plan import RestorePlan
-from dist_restore.refusal import refuse_problems
-from dist_restore.resolve import vocabularies
-from dist_restore.resolve.rules import Rule, RuleSet
-from dist_restore.resolve.vocabularies import tokens_of
-from dist_restore.specs import Box, TensorSpec
-from dist_restore.transforms import Fill, RemapRows, RowMap
-from dist_restore.transforms.dtypes import spec_of
+from dist_restore import ops as t
+from dist_restore.core.errors import DtypeMismatchError, PlanMismatchError, RuleError, ShapeMismatchError
+from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.ops import Fill, RemapRows, RowMap
+from dist_restore.ops.dtypes import spec_of
+from dist_restore.planning.plan import RestorePlan
+from dist_restore.planning.refusal import refuse_problems
+from dist_restore.planning.rules import vocabularies
+from dist_restore.planning.rules.rule_set import Rule, RuleSet
+from dist_restore.planning.rules.vocabularies import tokens_of
 
 RULES = """
 [[rule]]

@@ -13,8 +13,8 @@ from typing import Protocol, TypeVar
 
 import tensorflow as tf
 
-from dist_restore.distribute.cluster import ClusterCommunicator
-from dist_restore.distribute.exchange import CollectiveExchange, Exchange, LocalExchange, keys_of
+from dist_restore.distribute.messaging.exchange import CollectiveExchange, Exchange, LocalExchange, keys_of
+from dist_restore.distribute.messaging.protocol import ClusterCommunicator
 
 Result = TypeVar("Result")
 
@@ -122,7 +122,7 @@ def communicator_for(strategy: tf.distribute.Strategy, timeout: float = 600.0) -
         return LocalCommunicator()
     rank, tasks = _place(strategy.cluster_resolver)
     # Here and not above, for it imports what TF does not promise: whoever trains alone need not have it.
-    from dist_restore.distribute.coordination import CoordinationService
+    from dist_restore.distribute.messaging.coordination import CoordinationService
 
     talk = next(_TALKS)
     keys = keys_of(talk)

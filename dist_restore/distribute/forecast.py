@@ -9,9 +9,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from dist_restore.config import Reads
-from dist_restore.distribute.schedule import Unit
-from dist_restore.distribute.sharing import read_bytes
+from dist_restore.core.options import Reads
+from dist_restore.distribute.shared.schedule import read_bytes
+from dist_restore.engine.units import Unit
 
 # Checking, copying and assigning what has arrived: one core's memory, a rather slow one.
 _HANDLING = 2e9

@@ -1,6 +1,6 @@
 """Plan and outcome as text, JSON, Markdown and TensorBoard summaries; and the progress bar.
 
-`report.py` holds the frozen outcome, `encode.py`, `markdown.py` and `tensorboard.py` each one form of it. Only
+`report.py` holds the frozen outcome, `json.py`, `markdown.py` and `tensorboard.py` each one form of it. Only
 `tensorboard.py` imports TensorFlow, and nothing here imports it.
 """
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 
-from dist_restore.entries import Coverage
-from dist_restore.plan import RestorePlan
-from dist_restore.report import encode
-from dist_restore.tables import REASON_WIDTH, collapse, escape_text, human_bytes
+from dist_restore.planning.entries import Coverage
+from dist_restore.planning.plan import RestorePlan
+from dist_restore.planning.summary import REASON_WIDTH, collapse, escape_text, human_bytes
+from dist_restore.report import json as encode
 
 # What was compared beyond the checkpoint's checksums, in words, by the `verify` option.
 _VERIFIED = {"checksum": "", "replicas": "every replica of every restored variable holds what was assigned"}

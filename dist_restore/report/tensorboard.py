@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from dist_restore.entries import Coverage, Status, Tally
-from dist_restore.errors import RestoreError
-from dist_restore.proofs import count_proofs
+from dist_restore.core.errors import RestoreError
+from dist_restore.planning.entries import Coverage, Status, Tally
+from dist_restore.planning.proofs import count_proofs
 from dist_restore.report import markdown
 from dist_restore.report.report import RestoreReport
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 
 import dist_restore as dr
-from dist_restore.targets import find_targets
+from dist_restore.targets.targets import find_targets
 from formats import save, tensors
 from outcomes import filled, fresh, stored
 from programs import Block, Leaf, Node, Program

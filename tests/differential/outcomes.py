@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import dist_restore as dr
 from building import Built, build, clear, raw
-from dist_restore.targets import find_targets
+from dist_restore.targets.targets import find_targets
 from formats import native_restore, outline, random_format, save, tensors
 from programs import Program, kind_of, naming, random_program
 from refactors import DECLARED, UNDECIDABLE, Refactor, random_refactor, refactored

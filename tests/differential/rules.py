@@ -9,7 +9,7 @@ import numpy as np
 
 import dist_restore as dr
 from building import Built, raw
-from dist_restore.targets import find_targets
+from dist_restore.targets.targets import find_targets
 from refactors import Refactor
 
 

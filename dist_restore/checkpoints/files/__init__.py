@@ -1,0 +1,1 @@
+"""Files, archives and stretches of bytes, whatever the format."""

@@ -1,0 +1,1 @@
+"""TensorFlow's bundles (TF2 and TF1) and SavedModels."""

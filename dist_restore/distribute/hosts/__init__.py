@@ -1,0 +1,1 @@
+"""One program, many hosts: each reads what its own devices get."""

@@ -1,0 +1,1 @@
+"""Messages between workers: the protocol, the mailbox, the store, the collectives, and who is alive."""

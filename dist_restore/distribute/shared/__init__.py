@@ -1,0 +1,1 @@
+"""Each worker reads a share of the files, and passes it on."""

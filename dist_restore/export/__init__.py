@@ -1,1 +1,0 @@
-"""Planned mappings written out as new TensorFlow checkpoints."""

@@ -1,9 +1,0 @@
-"""The engine of evidence: which source belongs to which target, and what that rests on. Knows names, graphs and shapes.
-
-outcomes = match(Case(sources, targets, optimizers, decisions, owned, open))  # target name -> Match or Conflict
-"""
-
-from dist_restore.resolve.evidence.engine import Case, match
-from dist_restore.resolve.evidence.outcome import Conflict, Match, Outcome
-
-__all__ = ["Case", "Conflict", "Match", "Outcome", "match"]

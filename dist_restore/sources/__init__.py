@@ -1,1 +1,0 @@
-"""Checkpoint formats, one file each, behind one contract (`base.Source`)."""

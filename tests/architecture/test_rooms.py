@@ -1,0 +1,126 @@
+"""The rooms of the package: what each may import (`rooms.toml`), and that importing costs nothing."""
+
+import ast
+import json
+import pathlib
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parents[1]
+PACKAGE = ROOT / "dist_restore"
+ROOMS = tomllib.loads((HERE / "rooms.toml").read_text())
+FILES = sorted(PACKAGE.rglob("*.py"))
+TENSORFLOW = {"tensorflow", "keras", "tensorboard", "tf_keras"}
+THINKING = ("core", "ops", "naming", "planning")
+
+
+def module_of(path: pathlib.Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imports_of(path: pathlib.Path, *, at_once: bool = False) -> Iterator[str]:
+    """Full names of all modules that a file imports; `at_once`: as it is loaded, and not inside functions."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_once else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: relative imports hide the room"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ([name if name in MODULES else node.module for name in names])
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_folder_is_a_room_and_every_room_a_folder() -> None:
+    folders = {path.parent.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE}
+    assert folders == set(ROOMS)
+    assert [path.name for path in FILES if path.parent == PACKAGE] == ["__init__.py"]
+
+
+def test_rooms_import_downward_only() -> None:
+    done: list[str] = []
+    for room, allowed in ROOMS.items():  # from the lowest floor up
+        assert set(allowed) <= set(done), f"{room} may import what stands above or beside it"
+        done.append(room)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_its_room_may(path: pathlib.Path) -> None:
+    if path.parent == PACKAGE:
+        return
+    room, modules = room_of(module_of(path)), set(imports_of(path))
+    inside = {room_of(m) for m in modules if m.startswith("dist_restore.")}
+    assert inside <= {*ROOMS[room], room}
+    assert room not in THINKING or not {m.split(".")[0] for m in modules} & TENSORFLOW
+
+
+def test_files_load_each_other_in_no_circle() -> None:
+    edges = {m: {i for i in imports_of(p, at_once=True) if i in MODULES and i != m} for m, p in MODULES.items()}
+    done: set[str] = set()
+    while len(done) < len(edges):
+        free = {module for module, own in edges.items() if own <= done} - done
+        assert free, f"files import each other in a circle, among {sorted(set(edges) - done)}"
+        done |= free
+
+
+@pytest.mark.parametrize("folder", sorted({p.parent for p in FILES}), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_room_says_what_it_knows(folder: pathlib.Path) -> None:
+    assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+
+
+# ---- Importing costs nothing -----------------------------------------------------------------------------
+
+LOADED = """
+import json, sys
+import dist_restore as dr
+loaded = [name for name in ("tensorflow", "keras", "numpy", "tensorboard") if name in sys.modules]
+plain = [dr.RestoreError, dr.RuleSet, dr.RestorePlan, dr.Status, dr.RestoreReport, dr.errors.RuleError]
+print(json.dumps([loaded, "tensorflow" in sys.modules, sorted(set(dr.__all__) - set(dir(dr)))]))
+"""
+
+
+def test_importing_the_package_loads_no_tensorflow_until_a_name_needs_it():
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout) == [[], False, []]
+
+
+def test_every_public_name_is_found():
+    import dist_restore as dr
+
+    assert {name: getattr(dr, name).__name__ for name in dr.__all__} == {name: name for name in dr.__all__}
+    with pytest.raises(AttributeError, match="has no attribute 'restore_everything'"):
+        dr.restore_everything  # noqa: B018
+
+
+ALONE = """
+import importlib, os, sys
+import keras, tensorboard, tensorflow
+failed = []
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            print(name, repr(error), flush=True)
+            os._exit(1)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_every_module_can_be_imported_first():
+    """Names are loaded when they are asked for, in any order: a circle would show in one of them only."""
+    done = subprocess.run([sys.executable, "-c", ALONE, *MODULES], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == ""
