@@ -120,6 +120,16 @@ def test_another_class_with_the_same_shapes_is_refused(tmp_path: pathlib.Path, s
     refuse(dr.UnmatchedError, root(net("ab", Optimizers.Lion)), path, "'sgd'", "'lion'")
 
 
+@FILES
+def test_nothing_of_another_class_is_taken_by_its_number(tmp_path: pathlib.Path, suffix: str) -> None:
+    """Not even what both have: that number 0 counts the steps, the class says."""
+    path = written(net("ab"), tmp_path, suffix)
+    found = {e.target: e for e in dr.DistributedRestorer(root(net("ab", Optimizers.RMSprop))).plan(path).entries}
+    steps = next(entry for name, entry in found.items() if name.endswith("optimizer/iterations"))
+    assert not steps.filled
+    assert "the checkpoint only numbers the state of its optimizer, of the class 'adam'" in steps.reason
+
+
 def test_a_chosen_name_hides_the_class_unless_there_is_a_config(tmp_path: pathlib.Path) -> None:
     sgd, lion = (lambda: Optimizers.SGD(momentum=0.9, name="opt")), (lambda: Optimizers.Lion(name="opt"))
     old = net("ab", sgd)
