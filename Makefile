@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster test test-libraries check format bench wheel clean
+.PHONY: help demo demo-cluster test test-fast test-libraries check format bench wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,13 @@ demo: $(READY) ## the main job in about a minute: train, refactor, restore, trai
 
 demo-cluster: $(READY) ## the same on a local cluster of 2 workers (WORKERS=3, WORKERS=4)
 	@$(BIN)/python scripts/demo.py --workers=$(WORKERS)
+
+# The rooms that know no TensorFlow, and the rooms' own rules.
+PURE := tests/architecture $(wildcard tests/test_evidence_*.py tests/test_transforms_*.py) $(addprefix tests/test_,$(addsuffix .py,\
+	automatic_names bundle_boxes forecast inverse_rules matching naming patterns plan resolver rules sharing slots suggest tables))
+
+test-fast: $(READY) ## what thinks, without TensorFlow and processes: for every save, under a minute
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(PURE) $(ARGS)
 
 test: $(READY) ## all tests (ARGS="-k name" and so on are passed on to pytest)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
