@@ -202,6 +202,8 @@ class _Side:
             own = _without_part(tensor, tensor.slot.optimizer) in names
             return own or (item.makes and tensor.slot.optimizer not in self._taken)
         unread = tensor.name_kind is AliasKind.POSITIONAL or not self._lives(item)
+        # It has what the optimizer inside has before it is built, and these two after.
+        unread |= item.class_name == "LossScaleOptimizer" and tensor.name.rpartition("/")[2] in _LOSS_SCALE
         return item.makes and unread and any(_starts(tensor.own_name, name) for name in names)
 
     def _is_state(self, tensor: SourceTensor) -> bool:

@@ -35,15 +35,29 @@ def refuse_exchanged(
     result = dict(found)
     for name, match in differ:
         here, there = label(ours[name]), label(theirs[match.source.name])
-        others = homes.get(here, set())
-        if here and there and here != there and len(others) == 1:
+        home = _common(homes.get(here, ()))
+        if here and there and here != there and home and not _is_below(match.source.name, home):
             shown = here.replace("{}", ""), there.replace("{}", "")
             reason = (
                 f"its place is that of {match.source.name!r}, which is called {shown[1]!r} in the checkpoint; it is "
-                f"called {shown[0]!r} itself, and so is what {next(iter(others))!r} holds there"
+                f"called {shown[0]!r} itself, and so is what {home!r} holds there"
             )
             result[name] = Conflict((match.source,), reason)
     return result
+
+
+def _common(places: Iterable[str]) -> str:
+    """The place below which all of some are: several layers of one block may be called alike."""
+    parts = [place.split("/") for place in places]
+    if not parts:
+        return ""
+    least = min(map(len, parts))
+    same = [i for i in range(least) if len({own[i] for own in parts}) > 1]
+    return "/".join(parts[0][: same[0] if same else least])
+
+
+def _is_below(name: str, place: str) -> bool:
+    return name.startswith(f"{place}/")
 
 
 def in_full_names(words: Vocabulary) -> Callable[[str], str]:
@@ -64,10 +78,22 @@ def flat_names_of(items: Iterable[SourceTensor | TargetVariable]) -> dict[str, s
 
 
 def names_in_files(scene: Scene) -> dict[str, str]:
-    """The same of files that say layers' own names and no full names: variable -> `layer/` and its name."""
-    found: dict[str, str] = {}
-    for node in scene.everything or scene.nodes:
-        if node.layer is not None and node.layer.name and not node.layer.counted:
-            own = node.layer.name.replace("/", "|")
-            found.update((scene.names[child], f"{own}/{label}") for label, child in node.edges if child in scene.names)
+    """The same of files that say layers' own names and no full names: variable -> the names of all layers above it."""
+    nodes, found = scene.everything or scene.nodes, dict[str, str]()
+    # Not that of the model itself, which may change: in a file it is the root, of live objects the outermost layer.
+    stack: list[tuple[int, tuple[str, ...] | None]] = [(0, () if scene.by_layer else None)]
+    seen = {0}
+    while stack:
+        index, above = stack.pop()
+        layer = nodes[index].layer
+        if layer is not None and above is not None and index and layer.name and not layer.counted:
+            above = (*above, layer.name.replace("/", "|"))
+        elif layer is not None and above is None:
+            above = ()
+        for label, child in nodes[index].edges:
+            if child in scene.names:
+                found.update({scene.names[child]: "/".join((*above, label))} if above else {})
+            elif child not in seen:
+                seen.add(child)
+                stack.append((child, above))
     return found
