@@ -79,3 +79,16 @@ class Scene:
         """Canonical name -> the name that the variable gave itself."""
         nodes = self.nodes
         return {name: leaf.full_name for i, name in self.names.items() if (leaf := nodes[i].leaf) is not None}
+
+    def order(self) -> dict[str, int]:
+        """Canonical name -> its place among the variables, object after object, each with what is below it."""
+        found: dict[str, int] = {}
+        stack, seen = [0] if self.nodes else [], {0}
+        while stack:
+            index = stack.pop()
+            if index in self.names:
+                found[self.names[index]] = len(found)
+            below = list(dict.fromkeys(child for _, child in self.nodes[index].edges if child not in seen))
+            seen.update(below)
+            stack += reversed(below)
+        return found

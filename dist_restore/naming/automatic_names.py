@@ -69,7 +69,8 @@ class Vocabulary:
 
     def __init__(self, words: Iterable[str] = ()) -> None:
         """Adds the words of a program's own classes, such as `my_block`."""
-        self._words = _CLASSES.union(words)
+        # What a weight without a name of its own is called.
+        self._words = _CLASSES.union(words, ("variable",))
         self._known: dict[tuple[str, str], Template] = {}
 
     def path(self, text: str) -> Template:

@@ -175,16 +175,14 @@ class _Resolution:
         if not slots:
             return []
         dropped = frozenset(self._decisions.dropped)
-        listed = SlotLists(self._targets, self._sources)
+        listed = SlotLists(self._targets, self._sources, _plain(owners))
         resolver = SlotResolver(self._sources, self._targets, roles, dropped, self._numbered(owners), listed)
         found = [self._slot(v, owners, resolver) for v in slots]
         return resolver.with_advice(found)
 
     def _numbered(self, owners: Mapping[str, Owner]) -> NumberedSlots:
-        choices = {name: owner.choice for name, owner in owners.items() if owner.choice is not None}
-        plain = {name: c.sources[0] for name, c in choices.items() if not c.ops and len(c.sources) == 1}
         ruled = {name: [s.name for s in a.sources] for name, a in self._decisions.assigned.items()}
-        return NumberedSlots(self._state.numbers, plain, ruled, self._decisions.dropped)
+        return NumberedSlots(self._state.numbers, _plain(owners), ruled, self._decisions.dropped)
 
     def _slot(self, variable: TargetVariable, owners: Mapping[str, Owner], resolver: SlotResolver) -> PlanEntry:
         assert variable.slot is not None
@@ -260,6 +258,12 @@ class _Resolution:
             shapes = f"{list(tensor.spec.shape)}, and that of the variable {list(entry.spec.shape)}"
             return Unused(tensor.name, f"the variable of this name has another shape: the tensor's is {shapes}")
         return Unused(tensor.name, "no variable of the model has this name")
+
+
+def _plain(owners: Mapping[str, Owner]) -> Mapping[str, SourceTensor]:
+    """What fills variables as it is."""
+    choices = {name: owner.choice for name, owner in owners.items() if owner.choice is not None}
+    return {name: c.sources[0] for name, c in choices.items() if not c.ops and len(c.sources) == 1}
 
 
 def _allow_keep(entry: PlanEntry) -> PlanEntry:

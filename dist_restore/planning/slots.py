@@ -105,6 +105,8 @@ class SlotResolver:
                 return self._follow_slot(target, owner.choice)
             names = raw  # the rule says that moments of the raw weights are meant
         listed = self._listed.find(target, owner.choice.sources)
+        if isinstance(listed, str):
+            return self._unmatched(target, listed)
         if listed is not None:
             proof = Proof.ORDER if listed.is_order else owner.choice.proof
             family = self._ours[slot.optimizer].family
