@@ -130,7 +130,7 @@ class StateNumbers:
                 other_by_name[other],
                 ours[mine],
                 theirs[other],
-                [v.name for _, v in sorted(trained[mine].items())],
+                [v.name for _, v in sorted(trained[mine].items())] or _owners(ours[mine]),
             )
             for mine, other in named
         }
@@ -249,6 +249,11 @@ def _cut(lists: Mapping[str, dict[int, SourceTensor]], name: str) -> list[Source
 def _same_class(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:
     """Whether the file says that its optimizer is of the program's class; a name that somebody chose does not."""
     return bool(ours.family) and ours.family == (theirs.family or class_name(theirs.label))
+
+
+def _owners(kept: Mapping[int, TargetVariable]) -> list[str]:
+    """What an optimizer trains, by its slots: those of tf_keras have no list of it."""
+    return list(dict.fromkeys(v.slot.owner for _, v in sorted(kept.items()) if v.slot is not None))
 
 
 def _specs(variables: Iterable[TargetVariable]) -> list[object]:
