@@ -39,6 +39,7 @@ from dist_restore.planning.matching.optimizer_state import TF1_STEP, OptimizerSt
 from dist_restore.planning.matching.outcome import Match, Outcome
 from dist_restore.planning.matching.own_classes import refuse_misnamed
 from dist_restore.planning.matching.roots import Alignment, align
+from dist_restore.planning.matching.shared_slots import judge_shared
 from dist_restore.planning.matching.verdict import (
     hear,
     mark_indexes,
@@ -136,7 +137,14 @@ class _Hearing:
             found |= by_number(Side(self._left(found), self._case.owned), self._free)
             paths = self._case.sources.scene is None
             found |= by_counter(self._open, found, self._unused(found), alignment, paths=paths)
-        return refuse_shared(refuse_other_members(self._seen_in_graphs(found), self._open))
+        found = dict(judge_shared(self._seen_in_graphs(found), self._full_names, self._moved()))
+        return refuse_shared(refuse_other_members(found, self._open))
+
+    def _moved(self) -> frozenset[str]:
+        """The targets that rules fill from another variable than their own, or keep."""
+        decisions = self._case.decisions
+        ruled = {n for n, a in decisions.assigned.items() if [s.name for s in a.sources] != [n]}
+        return frozenset(ruled | decisions.kept.keys())
 
     def _seen_in_graphs(self, found: Mapping[str, Outcome]) -> Mapping[str, Outcome]:
         """What names of layers, which only the graphs have, say against what was found."""
