@@ -153,7 +153,8 @@ def _root_pairs(
     # Names that Keras made up are equal by chance, so that they prove no root.
     chosen = [t for t in wanted if t.name_kind is AliasKind.SEMANTIC]
     found = {("", r, t.name) for t in chosen for r in _some(below, t.name) if not hits and settled.allow("", r)}
-    found = found or set(_below_roots(chosen, own, below, claimed, settled))
+    # Both may fit where a model has a part that is called as its root is: then neither is taken.
+    found |= set(_below_roots(chosen, own, below, claimed, settled))
     strong = {(t, r) for t, r, rest in found if "/" in rest}
     # `kernel` below two roots may be two layers. Below the only roots that there are, and with all else, it counts.
     weak = {(t, r) for t, r, _ in found}
