@@ -245,6 +245,21 @@ def test_optimizers_of_which_nothing_says_what_they_train_are_refused_by_name(tm
         assert_all_hold(getattr(new, name).variables, values(getattr(old, name).variables))
 
 
+def test_a_loss_scale_of_which_nothing_says_what_it_trains_is_refused_by_name(tmp_path: pathlib.Path) -> None:
+    """With plain SGD inside there are no slots: its own two variables are all that it would leave behind."""
+
+    def program(*, is_built: bool) -> Checkpoint:
+        models = dense("one"), dense("two")
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+        if is_built:
+            optimizer.build([v for model in models for v in model.trainable_variables])
+        return Checkpoint(one=models[0], two=models[1], optimizer=optimizer)
+
+    path = save(program(is_built=True), tmp_path)
+    refuse(dr.UnbuiltModelError, program(is_built=False), path, "optimizer/dynamic_scale")
+    restore(program(is_built=True), path)
+
+
 def test_such_slots_may_be_dropped_by_rules(tmp_path: pathlib.Path) -> None:
     old = gan(built=True)
     path = save(Checkpoint(gan=old), tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import dist_restore as dr
-from live import assert_all_hold, restore, scramble, values
+from live import assert_all_hold, refuse, restore, scramble, values
 
 tf_keras = pytest.importorskip("tf_keras", reason="tf_keras is no dependency of the package")
 Layers = tf_keras.layers
@@ -98,3 +98,41 @@ def test_a_list_in_another_order_is_marked_as_order(tmp_path: pathlib.Path) -> N
     scramble(variables, seed=2)
     report = restore(root, path)
     assert {e.proof for e in report.plan.entries if e.target.startswith("optimizer/momentum/")} == {dr.Proof.ORDER}
+
+
+def exchange(one: str, other: str) -> list[dr.Rule]:
+    return [dr.Rule(from_=f"{a}/{{rest}}", to=f"{b}/{{rest}}") for a, b in ((one, other), (other, one))]
+
+
+def test_slots_of_twins_that_rules_exchange_are_refused(tmp_path: pathlib.Path) -> None:
+    path, _ = saved(tmp_path)
+    root, variables = towers()
+    scramble(variables, seed=2)
+    refuse(dr.UnmatchedError, root, path, "what they belong to has moved", rules=exchange("query", "document"))
+
+
+class Twins(tf_keras.Model):  # type: ignore[misc,name-defined]
+    """Two layers of one name, made in this order."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(name="twins")
+        for attribute in (first, second):
+            setattr(self, attribute, Layers.Dense(4, name="fc"))
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.a(x) + self.b(x)
+
+
+def twins(first: str, second: str, seed: int) -> tf.train.Checkpoint:
+    model, optimizer = Twins(first, second), tf_keras.optimizers.SGD(0.1, momentum=0.9)
+    model(tf.zeros((1, 4)))
+    optimizer.build(model.trainable_variables)
+    root = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    scramble(root, seed=seed)
+    return root
+
+
+def test_slots_of_twins_whose_lines_are_exchanged_are_refused(tmp_path: pathlib.Path) -> None:
+    path = twins("a", "b", 1).save(str(tmp_path / "ckpt"))
+    restore(twins("a", "b", 3), path)
+    refuse(dr.UnmatchedError, twins("b", "a", 2), path, "what they belong to has moved")

@@ -126,6 +126,19 @@ def test_slots_whose_owners_share_a_name_are_refused_when_these_change(tmp_path:
     assert report.coverage.variables == 1
 
 
+def test_slots_whose_owners_share_a_name_are_order_and_stay_with_them(tmp_path: pathlib.Path) -> None:
+    """Nothing says which is whose: a rule that moves a weight would leave its moments behind."""
+    default = tf.distribute.get_strategy()
+    old = build(default, Net("a", "b", named=False), snt.optimizers.Adam(0.1), 1)
+    path = save(old, tmp_path)
+    new = build(default, Net("a", "b", named=False), snt.optimizers.Adam(0.1), 2)
+    found = {e.target: e.proof for e in dr.DistributedRestorer(new).plan(path).entries}
+    assert {found[f"optimizer/{role}/{i}"] for role in "mv" for i in (0, 1)} == {dr.Proof.ORDER}
+    turned = {"model/a/{rest}": "model/b/{rest}", "model/b/{rest}": "model/a/{rest}"}
+    for rules in (turned, [dr.Rule(keep="model/a/{rest}")]):
+        refuse(dr.AmbiguousMatchError, new, path, "several variables called 'net/linear/w'", rules=rules)
+
+
 def test_moments_of_a_sonnet_adam_are_those_of_a_keras_adam(tmp_path: pathlib.Path) -> None:
     old = build(tf.distribute.get_strategy(), Net("a", "b"), snt.optimizers.Adam(0.01), 0)
     path = save(old, tmp_path)

@@ -204,6 +204,23 @@ def test_an_archive_of_tf_keras_says_its_optimizers_class(tmp_path: pathlib.Path
     refuse(dr.UnmatchedError, root(tf_keras_net(tf_keras.optimizers.Adamax)), path, "'adam'", "'adamax'")
 
 
+def test_layers_of_an_archive_of_tf_keras_in_another_order_are_refused(tmp_path: pathlib.Path) -> None:
+    """Its optimizer lists no variables: what it trains, its slots say."""
+
+    def program(names: str) -> object:
+        inputs = x = tf_keras.Input((4,))
+        for name in names:
+            x = tf_keras.layers.Dense(4, name=name)(x)
+        model = tf_keras.Model(inputs, x)
+        model.compile(tf_keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    path = written(program("ab"), tmp_path, ".keras")
+    restore(root(program("ab")), path)
+    refuse(dr.UnmatchedError, root(program("ba")), path, "came in another order")
+
+
 def test_weights_of_tf_keras_do_not_say_their_optimizers_class(tmp_path: pathlib.Path) -> None:
     path = written(tf_keras_net(tf_keras.optimizers.Adam), tmp_path, ".weights.h5")
     refuse(dr.UnmatchedError, root(tf_keras_net(tf_keras.optimizers.Adam)), path, "of the class 'unknown'")

@@ -590,3 +590,77 @@ def test_counters_that_agree_by_chance_do_not_say_which_model_is_which(
     path = save(program(*before), tmp_path)
     refuse(dr.UnmatchedError, program(*now), path, *(f"{name}/dense" for name in now))
     restore(program(*before), path)
+
+
+# ---- Blocks whose names are exchanged, with several layers inside ------------------------------------------
+
+
+class Couple(keras.layers.Layer):
+    """A block with a name, and two layers inside that have none."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        self.fc, self.out = Layers.Dense(4), Layers.Dense(4)
+
+    def build(self, shape: Sequence[int | None]) -> None:
+        self.fc.build(shape)
+        self.out.build(shape)
+        self.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.out(self.fc(x))
+
+
+class Two(keras.Model):
+    """Two such blocks under attributes."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(name="two")
+        self.first, self.second = Couple(first), Couple(second)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.second(self.first(x))
+
+
+def two(first: str, second: str) -> keras.Model:
+    model = Two(first, second)
+    model(tf.zeros((1, 4)))
+    return model
+
+
+def test_blocks_that_exchanged_their_attributes_are_refused(tmp_path: pathlib.Path) -> None:
+    path = save(trained_by(keras.optimizers.Adam, scrambled(two("enc", "dec"), 1)), tmp_path)
+    new = trained_by(keras.optimizers.Adam, scrambled(two("dec", "enc"), 2))
+    refuse(dr.AmbiguousMatchError, new, path, "model/first/fc/kernel", "'model/second' holds")
+
+
+def test_blocks_that_exchanged_their_attributes_are_refused_in_files_of_weights(tmp_path: pathlib.Path) -> None:
+    old, path = scrambled(two("enc", "dec"), 1), str(tmp_path / "two.weights.h5")
+    old.save_weights(path)
+    refuse(dr.AmbiguousMatchError, scrambled(two("dec", "enc"), 2), path, "first/fc/kernel", "called 'dec' itself")
+    same = scrambled(two("enc", "dec"), 3)
+    restore(same, path)
+    assert_all_hold(same.variables, values(old.variables))
+
+
+# ---- A part that is called as the root is ------------------------------------------------------------------
+
+
+class Nested(tf.Module):
+    """Holds modules under one attribute, some deep."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.fc = tf.Variable(tf.fill((4, 4), float(depth)))
+        if depth:
+            self.model = Nested(depth - 1)
+
+
+@pytest.mark.parametrize("unmatched", ["error", "keep"])
+def test_a_part_that_is_called_as_the_root_is_is_not_taken_for_it(unmatched: str, tmp_path: pathlib.Path) -> None:
+    old, new = Nested(2), Nested(2)
+    scramble(old, seed=1)
+    scramble(new, seed=2)
+    path = save(Checkpoint(net=old), tmp_path)
+    restore(Checkpoint(model=new), path, unmatched=unmatched)
+    assert_all_hold(new.variables, values(old.variables))
