@@ -72,7 +72,7 @@ def test_mutants_know_their_lines() -> None:
 def test_a_test_that_notices_nothing_lets_mutants_survive(tmp_path: pathlib.Path) -> None:
     root = pathlib.Path(__file__).parent.parent
     (tmp_path / "test_weak.py").write_text("import dist_restore.naming.automatic_names\ndef test_it(): pass\n")
-    files = "--files=dist_restore/resolve/evidence/numbers.py"
+    files = "--files=dist_restore/planning/matching/numbers.py"
     command = [sys.executable, "scripts/mutate.py", files, "--count=2", f"--tests={tmp_path},--rootdir={tmp_path}"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)

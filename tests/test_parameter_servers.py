@@ -115,7 +115,7 @@ def restore(cluster: Cluster, path: str, optimizer: str) -> dict[str, Any]:
     except dr.ShapeMismatchError as error:
         refused = str(error)
     unchanged = state_of(model, adam, optimizer) == before
-    rules = [dr.Rule("model/table", "model/table", (dr.transforms.Fit(dr.transforms.Fill.MEAN),))]
+    rules = [dr.Rule("model/table", "model/table", (dr.ops.Fit(dr.ops.Fill.MEAN),))]
     report = dr.DistributedRestorer(root, rules=rules).restore(path)
     said = {"refused": refused, "unchanged": unchanged, "verified": report.verified, "devices": devices_of(model)}
     return {**said, **state_of(model, adam, optimizer)}

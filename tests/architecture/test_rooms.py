@@ -85,7 +85,7 @@ LOADED = """
 import json, sys
 import dist_restore as dr
 loaded = [name for name in ("tensorflow", "keras", "numpy", "tensorboard") if name in sys.modules]
-plain = [dr.RestoreError, dr.RuleSet, dr.RestorePlan, dr.Status, dr.RestoreReport, dr.errors.RuleError]
+plain = [dr.RestoreError, dr.RuleSet, dr.RestorePlan, dr.Status, dr.RestoreReport, dr.ops.Fit]
 print(json.dumps([loaded, "tensorflow" in sys.modules, sorted(set(dr.__all__) - set(dir(dr)))]))
 """
 
