@@ -49,10 +49,9 @@ class Cluster:
     def counting(self) -> Iterator[list[Traffic]]:
         """Gives a list that has the traffic of the block once it is left."""
         found: list[Traffic] = []
-        before = self._counters()
+        before = self._quiet_counters()  # first values of variables may be on their way
         yield found
-        time.sleep(0.3)  # acknowledgements are on their way
-        after = self._counters()
+        after = self._quiet_counters()
         found.append(
             Traffic(
                 *(
@@ -61,6 +60,16 @@ class Cluster:
                 )
             )
         )
+
+    def _quiet_counters(self) -> tuple[Any, ...]:
+        """The counters once nothing has come or gone for a while; after some seconds as they are."""
+        last = self._counters()
+        for _ in range(20):
+            time.sleep(0.3)
+            last, before = self._counters(), last
+            if last[1:] == before[1:]:
+                break
+        return last
 
     def signal(self, name: str, number: int) -> None:
         os.kill(self.pids[name], number)
