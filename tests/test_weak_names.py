@@ -664,3 +664,34 @@ def test_a_part_that_is_called_as_the_root_is_is_not_taken_for_it(unmatched: str
     path = save(Checkpoint(net=old), tmp_path)
     restore(Checkpoint(model=new), path, unmatched=unmatched)
     assert_all_hold(new.variables, values(old.variables))
+
+
+class Stem(keras.layers.Layer):
+    """A layer of a class of the user's, with a name that Keras makes up, around one that has a name."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.norm = Layers.LayerNormalization(name="norm")
+
+    def build(self, shape: Sequence[int | None]) -> None:
+        self.norm.build(shape)
+        self.built = True
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_an_automatic_name_of_a_users_class_says_nothing_in_a_file(suffix: str, tmp_path: pathlib.Path) -> None:
+    def program(seed: int) -> keras.Model:
+        inputs = keras.Input((4,))
+        return scrambled(keras.Model(inputs, Layers.LayerNormalization(name="norm")(Stem()(inputs))), seed)
+
+    old, path = program(1), str(tmp_path / f"net{suffix}")
+    (old.save if suffix == ".keras" else old.save_weights)(path)
+    for clear in (False, True):
+        if clear:
+            keras.backend.clear_session()
+        new = program(2)
+        restore(Checkpoint(model=new), path)
+        assert_all_hold(new.variables, values(old.variables))
