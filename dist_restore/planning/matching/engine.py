@@ -29,6 +29,7 @@ from dist_restore.planning.matching.by_optimizer_list import by_optimizer_list
 from dist_restore.planning.matching.by_walk import Walked, by_walk, own_words
 from dist_restore.planning.matching.exchanged import (
     flat_names_of,
+    in_files,
     in_flat_names,
     in_full_names,
     names_in_files,
@@ -156,7 +157,7 @@ class _Hearing:
             return found
         if other.by_layer:
             found = refuse_misnamed(found, mine)
-            return refuse_exchanged(found, names_in_files(mine), names_in_files(other), in_full_names(self._words))
+            return refuse_exchanged(found, names_in_files(mine), names_in_files(other), in_files(self._words))
         found = refuse_exchanged(found, self._full_names, self._their_full_names, in_full_names(self._words))
         if not (self._case.targets.optimizers and self._case.sources.optimizers):
             return found

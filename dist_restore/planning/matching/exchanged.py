@@ -65,6 +65,11 @@ def in_full_names(words: Vocabulary) -> Callable[[str], str]:
     return lambda full: words.path(full.rpartition("/")[0]).text
 
 
+def in_files(words: Vocabulary) -> Callable[[str], str]:
+    """The same of a file, which does not say what is automatic: only what the program's words do not make up."""
+    return lambda full: "/".join(p for p in words.path(full).text.split("/")[:-1] if not p.endswith("{}"))
+
+
 def in_flat_names(words: Vocabulary) -> Callable[[str], str]:
     """The same of a name without separators, with the variable's own."""
     return lambda flat: words.flat(flat).text
@@ -86,7 +91,7 @@ def names_in_files(scene: Scene) -> dict[str, str]:
     while stack:
         index, above = stack.pop()
         layer = nodes[index].layer
-        if layer is not None and above is not None and index and layer.name and not layer.counted:
+        if layer is not None and above is not None and index and layer.name:
             above = (*above, layer.name.replace("/", "|"))
         elif layer is not None and above is None:
             above = ()
