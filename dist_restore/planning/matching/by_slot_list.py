@@ -62,7 +62,8 @@ class SlotLists:
             if all(_same_name(*both) for both in texts):
                 self._found.update((v.name, t) for v, t in pairs)
         self._counts = collections.Counter(self._of(t) for t in self._found.values())
-        self._moved = self._find_moved(targets, owners, (targets.scene.order(), sources.scene.order()))
+        if any(count > 1 for count in self._counts.values()):
+            self._moved = self._find_moved(targets, owners, (targets.scene.order(), sources.scene.order()))
 
     def find(self, target: TargetVariable, owners: Sequence[SourceTensor]) -> Listed | str | None:
         """What the list says of a slot, or why it says nothing.
