@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 import keras
+import msgspec
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -121,5 +122,5 @@ def test_a_plan_that_was_edited_changes_nothing(tmp_path: pathlib.Path, forge: o
 
 
 def edit(plan: dr.RestorePlan, **fields: object) -> dr.RestorePlan:
-    entries = [dataclasses.replace(e, **fields) if e.target == "w" else e for e in plan.entries]
+    entries = [msgspec.structs.replace(e, **fields) if e.target == "w" else e for e in plan.entries]
     return dataclasses.replace(plan, entries=tuple(entries))

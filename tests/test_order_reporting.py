@@ -7,6 +7,7 @@ import json
 import pathlib
 
 import keras
+import msgspec
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -155,7 +156,7 @@ def test_a_resolution_refuses_it_only_when_it_is_told_to(monkeypatch: pytest.Mon
 def _as_order(*args: object) -> PlanEntry:
     from dist_restore.planning.entry_builder import build_entry
 
-    return dataclasses.replace(build_entry(*args), proof=Proof.ORDER)  # type: ignore[arg-type]
+    return msgspec.structs.replace(build_entry(*args), proof=Proof.ORDER)  # type: ignore[arg-type]
 
 
 def test_a_plan_that_was_made_before_is_refused_where_it_rests_on_order(tmp_path: pathlib.Path) -> None:

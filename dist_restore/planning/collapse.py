@@ -12,8 +12,9 @@ A rule that spells the name of such a slot out is taken at its word. Pure.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
+
+import msgspec
 
 from dist_restore.core.specs import OptimizerInfo, Slot, TargetIndex, TargetVariable
 from dist_restore.naming.optimizer_classes import KERAS_2
@@ -47,7 +48,7 @@ def _judged(entry: PlanEntry, target: TargetVariable, judge: _Judge) -> PlanEntr
 
 
 def _refused(entry: PlanEntry, reason: str) -> PlanEntry:
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         entry,
         sources=(),
         source_specs=(),

@@ -11,6 +11,8 @@ import enum
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from dist_restore.core.specs import Group, TensorSpec
 from dist_restore.ops import Op
 
@@ -70,8 +72,7 @@ class Proof(str, enum.Enum):
     ORDER = "order"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class PlanEntry:
+class PlanEntry(msgspec.Struct, frozen=True, gc=False):
     """What one target variable gets.
 
     Attributes:

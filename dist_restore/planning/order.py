@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
+
+import msgspec
 
 from dist_restore.core.nearest import quote
 from dist_restore.planning.entries import PlanEntry, Problem, Proof, Status
@@ -18,7 +19,7 @@ def refuse_order(entries: Iterable[PlanEntry]) -> list[PlanEntry]:
 
 def _refused(entry: PlanEntry) -> PlanEntry:
     reason = f"nothing but their order says that {quote(entry.sources)} belongs here ({entry.evidence}); {_DECIDES}."
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         entry,
         sources=(),
         ops=(),

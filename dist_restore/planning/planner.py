@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 
+import msgspec
+
 from dist_restore.core.errors import RuleError
 from dist_restore.core.gc_pause import uncollected
 from dist_restore.core.nearest import quote
@@ -231,7 +233,7 @@ class _Resolution:
         if not partial:
             return entries
         return [
-            dataclasses.replace(e, unchecked=tuple(n for n in e.sources if n in partial)) if e.sources else e
+            msgspec.structs.replace(e, unchecked=tuple(n for n in e.sources if n in partial)) if e.sources else e
             for e in entries
         ]
 
@@ -269,7 +271,7 @@ def _plain(owners: Mapping[str, Owner]) -> Mapping[str, SourceTensor]:
 def _allow_keep(entry: PlanEntry) -> PlanEntry:
     if entry.problem is not Problem.UNMATCHED:
         return entry
-    return dataclasses.replace(entry, status=Status.KEPT, evidence="unmatched=keep", problem=Problem.NONE)
+    return msgspec.structs.replace(entry, status=Status.KEPT, evidence="unmatched=keep", problem=Problem.NONE)
 
 
 def partially_read(entries: Collection[PlanEntry]) -> frozenset[str]:

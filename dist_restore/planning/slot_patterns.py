@@ -6,7 +6,6 @@ the last word; where the pattern takes another tensor, a rule must say it litera
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import msgspec
@@ -112,7 +111,7 @@ def _refuse(target: TargetVariable, ruled: Choice, why: str, others: Sequence[st
         f"{target.name!r}, or keep = {target.name!r}."
     )
     entry = unfilled(target, Status.AMBIGUOUS, reason, evidence=ruled.evidence, problem=Problem.AMBIGUOUS)
-    return dataclasses.replace(entry, candidates=tuple(dict.fromkeys([*names, *others])))
+    return msgspec.structs.replace(entry, candidates=tuple(dict.fromkeys([*names, *others])))
 
 
 def _made_of(entry: PlanEntry) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -306,7 +305,7 @@ def _with_advice(entry: PlanEntry, keep: str, elsewhere: Sequence[str]) -> PlanE
     text = f'To let {which} keep what the program holds now (in a new optimizer, how it begins): keep = "{keep}".'
     if elsewhere:
         text += f' To take that of another optimizer: from = "{elsewhere[0]}", to = "{entry.target}".'
-    return dataclasses.replace(entry, reason=f"{entry.reason} {text}")
+    return msgspec.structs.replace(entry, reason=f"{entry.reason} {text}")
 
 
 def seed_advice(slot: Slot, source: str) -> str:

@@ -7,10 +7,11 @@ on likeness, on a shape or on what an index means is a guess, and a comment that
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import math
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+
+import msgspec
 
 from dist_restore.core.nearest import likeness, nearest, tokens
 from dist_restore.core.specs import CheckpointIndex, SourceTensor, TargetIndex, TensorSpec
@@ -88,7 +89,8 @@ class Suggester:
             return list(entries)
         open_ &= {v.name for v in targets.variables if v.slot is None}  # a slot has those of its owner
         return [
-            dataclasses.replace(e, candidates=self._candidates(e, used)) if e.target in open_ else e for e in entries
+            msgspec.structs.replace(e, candidates=self._candidates(e, used)) if e.target in open_ else e
+            for e in entries
         ]
 
     def _candidates(self, entry: PlanEntry, used: Container[str], limit: int = 3) -> tuple[str, ...]:

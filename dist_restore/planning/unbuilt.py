@@ -9,6 +9,8 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+import msgspec
+
 from dist_restore.core.errors import UnbuiltModelError, UnmatchedError
 from dist_restore.core.graph import Node
 from dist_restore.core.nearest import quote
@@ -153,7 +155,7 @@ def _begins(variable: TargetVariable, starts: Mapping[str, _Start]) -> bool:
 
 
 def _kept(entry: PlanEntry) -> PlanEntry:
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         entry,
         status=Status.KEPT,
         problem=Problem.NONE,

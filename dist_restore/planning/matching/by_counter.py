@@ -152,7 +152,7 @@ def _place(item: SourceTensor | TargetVariable) -> tuple[int, ...]:
         if alias.kind is AliasKind.POSITIONAL:
             group = _GROUP.search(alias.name)
             if group is not None:
-                return (int(group.group(1) or 0) + 1,)
+                return (int(group.group(1) or 0),)
             numbers = _PLACE.findall(alias.name)
             if numbers:
                 return tuple(int(number) for number in numbers)
