@@ -22,6 +22,7 @@ from dist_restore.checkpoints.tf.checkpoint import TfCheckpoint
 from dist_restore.distribute import read_mode as read_modes
 from dist_restore.engine import reading
 from dist_restore.ops.arithmetic import Scale
+from dist_restore.restore import agreement
 from dist_restore.restore import run as session
 from dist_restore.targets.assigner import Assigner
 
@@ -220,7 +221,7 @@ def _restorer(checkpoint: tf.train.Checkpoint, reads: str, timeout: float) -> dr
 _CALLS: dict[str, tuple[object, str]] = {
     "resolve": (session, "find_targets"),
     "broadcast": (session.Decision, "unpack"),
-    "agree": (session, "require_targets"),
+    "agree": (agreement, "require_targets"),
     "read": (TfCheckpoint, "read_stored"),
     "transform": (reading, "apply"),
     "assign": (Assigner, "assign_many"),

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from dist_restore.distribute.communicator import Communicator
 from dist_restore.distribute.messaging.exchange import Round
 from dist_restore.distribute.messaging.protocol import ClusterCommunicator
 from dist_restore.distribute.messaging.store import Answer, Unreachable
@@ -96,6 +97,13 @@ class FakeExchange:
     def start(self, *, failed: bool, bucket: np.ndarray) -> Future[Round]:
         number, self._next = self._next, self._next + 1
         return self._rounds.send(number, self._rank, failed, bucket)
+
+
+def in_phase(talk: Communicator, phase: str, work: Callable[[], Result], nbytes: int = 0) -> Result:
+    """What `work` gives, which every worker does in a phase."""
+    with talk.phase(phase, nbytes):
+        result = work()
+    return result
 
 
 def run_workers(

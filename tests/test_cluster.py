@@ -14,7 +14,7 @@ from dist_restore.distribute.messaging import protocol as cluster
 from dist_restore.distribute.messaging.messages import Failure, Message
 from dist_restore.distribute.messaging.protocol import ClusterCommunicator
 from dist_restore.distribute.messaging.store import Answer
-from fake_cluster import FakeStore, run_workers
+from fake_cluster import FakeStore, in_phase, run_workers
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_all_get_the_chiefs_payload_and_those_of_all(world_size: int) -> None:
             communicator.broadcast(mine, "plan"),
             communicator.broadcast(mine + b"\0", "plan"),
             communicator.gather(mine, "agree"),
-            communicator.run_everywhere("assign", lambda: communicator.rank),
+            in_phase(communicator, "assign", lambda: communicator.rank),
             communicator.gather(mine * 2, "verify"),
         ]
 
@@ -80,8 +80,8 @@ def test_what_everybody_has_read_goes_at_once() -> None:
 def test_an_exception_on_one_is_raised_on_all(culprit: int) -> None:
     def program(communicator: ClusterCommunicator) -> None:
         communicator.gather(b"", "agree")
-        communicator.run_everywhere(
-            "assign", lambda: boom(OSError("disk on fire")) if communicator.rank == culprit else None
+        in_phase(
+            communicator, "assign", lambda: boom(OSError("disk on fire")) if communicator.rank == culprit else None
         )
 
     results = run_workers(3, program)
@@ -93,7 +93,7 @@ def test_an_exception_on_one_is_raised_on_all(culprit: int) -> None:
 
 def test_the_lowest_rank_that_failed_is_named_and_the_others_mentioned() -> None:
     def program(communicator: ClusterCommunicator) -> None:
-        communicator.run_everywhere("read", lambda: boom(OSError(communicator.rank)) if communicator.rank else None)
+        in_phase(communicator, "read", lambda: boom(OSError(communicator.rank)) if communicator.rank else None)
 
     results = run_workers(4, program)
     assert failures(results) == [(1, "read")] * 4
@@ -104,7 +104,7 @@ def test_an_error_of_the_tree_keeps_its_class_and_names_everywhere() -> None:
     error = dr.CheckpointNotFoundError("no checkpoint at /runs", names=("model/kernel",))
 
     def program(communicator: ClusterCommunicator) -> None:
-        communicator.run_everywhere("locate", lambda: boom(error) if communicator.rank == 0 else None)
+        in_phase(communicator, "locate", lambda: boom(error) if communicator.rank == 0 else None)
 
     for result in run_workers(3, program):
         assert isinstance(result, dr.WorkerError) and isinstance(result, dr.CheckpointNotFoundError)
@@ -121,7 +121,7 @@ def test_a_failure_reaches_those_who_are_inside_another_call() -> None:
             communicator.broadcast(b"bucket", "assign")
             communicator.gather(b"", "assign")
 
-        communicator.run_everywhere("assign", work)
+        in_phase(communicator, "assign", work)
 
     assert failures(run_workers(3, program)) == [(1, "assign")] * 3
 
@@ -155,7 +155,7 @@ def test_after_a_failure_every_further_call_raises_it_again() -> None:
         texts = []
         for phase in ("read", "assign"):
             try:
-                communicator.run_everywhere(phase, lambda: boom(OSError("disk on fire")))
+                in_phase(communicator, phase, lambda: boom(OSError("disk on fire")))
             except dr.WorkerError as error:
                 texts.append(str(error))
         return texts
@@ -196,7 +196,7 @@ def test_a_worker_that_is_dead_ends_the_others(culprit: int, answer: Answer) -> 
 def test_a_worker_that_is_stuck_ends_all_and_cannot_go_on_alone_later(culprit: int) -> None:
     def program(communicator: ClusterCommunicator) -> None:
         communicator.gather(b"", "agree")
-        communicator.run_everywhere("read", lambda: time.sleep(1.0 if communicator.rank == culprit else 0))
+        in_phase(communicator, "read", lambda: time.sleep(1.0 if communicator.rank == culprit else 0))
         communicator.gather(b"", "assign")
 
     results = run_workers(3, program, timeout=0.5)
@@ -223,7 +223,7 @@ def test_the_chief_names_the_culprit_even_when_it_comes_late_itself() -> None:
 def test_bytes_at_stake_make_waits_longer() -> None:
     def program(communicator: ClusterCommunicator) -> str:
         work = lambda: time.sleep(1.0 if communicator.rank else 0)  # noqa: E731
-        communicator.run_everywhere("read", work, nbytes=100 << 20)
+        in_phase(communicator, "read", work, nbytes=100 << 20)
         return "done"
 
     assert run_workers(2, program, timeout=0.3) == ["done", "done"]
@@ -304,7 +304,7 @@ def test_only_errors_of_the_tree_lend_their_class(kind: str) -> None:
 def test_who_says_why_comes_before_those_who_only_noticed() -> None:
     def program(communicator: ClusterCommunicator) -> None:
         error = OSError("disk on fire") if communicator.rank == 2 else waiting.BrokenExchangeError("nobody came")
-        communicator.run_everywhere("assign", lambda: boom(error))
+        in_phase(communicator, "assign", lambda: boom(error))
 
     results = run_workers(3, program)
     assert failures(results) == [(2, "assign")] * 3

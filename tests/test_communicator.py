@@ -16,6 +16,7 @@ from cluster import Outcome, describe, run_cluster
 from conftest import STRATEGIES, make_strategy
 from dist_restore.distribute import communicator as communicators
 from dist_restore.distribute.communicator import Communicator, LocalCommunicator, communicator_for
+from fake_cluster import in_phase
 
 MEGABYTE = 1 << 20
 
@@ -27,7 +28,7 @@ def talk(strategy: tf.distribute.Strategy) -> dict[str, Any]:
         said["place"] = [c.rank, c.world_size]
         said["broadcast"] = c.broadcast(b"from %d" % c.rank, "plan").decode()
         said["gather"] = [p.decode() for p in c.gather(b"from %d" % c.rank, "agree")]
-        said["everywhere"] = c.run_everywhere("assign", lambda: 10 * c.rank)
+        said["everywhere"] = in_phase(c, "assign", lambda: 10 * c.rank)
     said["failures"] = [fail(communicator_for(strategy, 60), culprit) for culprit in range(said["place"][1])]
     with communicator_for(strategy, 60) as c:
         plan = bytes(itertools.islice(itertools.cycle(range(251)), 8 * MEGABYTE)) if c.rank == 0 else b""
@@ -42,7 +43,7 @@ def fail(communicator: Communicator, culprit: int) -> dict[str, Any] | None:
     try:
         with communicator as c:
             c.gather(b"", "agree")
-            c.run_everywhere("read", lambda: os.stat("/no/such/file") if c.rank == culprit else None)
+            in_phase(c, "read", lambda: os.stat("/no/such/file") if c.rank == culprit else None)
     except dr.WorkerError as error:
         return describe(error)
     return None
@@ -73,7 +74,7 @@ def one_ends(strategy: tf.distribute.Strategy, culprit: int, how: str, timeout: 
         c.gather(b"", "agree")
         # The others have read what the chief said last: else they would still take it to be in that phase.
         time.sleep(0.5)
-        c.run_everywhere("read", lambda: END[how]() if c.rank == culprit else None)
+        in_phase(c, "read", lambda: END[how]() if c.rank == culprit else None)
 
 
 def pause() -> None:
@@ -155,7 +156,7 @@ def test_one_process_talks_to_nobody(name: str) -> None:
         assert communicator.broadcast(b"plan", "plan") == b"plan"
         assert communicator.gather(b"plan", "agree") == (b"plan",)
         with pytest.raises(OSError, match="as it is"):
-            communicator.run_everywhere("read", lambda: (_ for _ in ()).throw(OSError("as it is")))
+            in_phase(communicator, "read", lambda: (_ for _ in ()).throw(OSError("as it is")))
 
 
 @pytest.mark.parametrize(

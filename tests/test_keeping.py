@@ -20,10 +20,12 @@ from dist_restore import DistributedRestorer
 from dist_restore.checkpoints.open import open_checkpoint
 from dist_restore.checkpoints.reader import Stored
 from dist_restore.core.errors import CheckpointCorruptError
-from dist_restore.engine import assign_pass as execute
-from dist_restore.engine.assign_pass import Ledger, assign_units, check_sources
-from dist_restore.engine.prefetch import Kept, worth_keeping
-from dist_restore.engine.reading import Located, locate
+from dist_restore.engine import budget as budgets
+from dist_restore.engine.assign_pass import assign_units
+from dist_restore.engine.check_pass import Checked, check_sources
+from dist_restore.engine.ledger import Ledger
+from dist_restore.engine.prefetch import worth_prefetching
+from dist_restore.engine.reading import Located
 from dist_restore.engine.units import make_units
 from dist_restore.report.progress import progress
 from dist_restore.restore import run as session
@@ -46,7 +48,7 @@ def units_of(rows: str, targets: str, rules: object = None) -> list[Located]:
 
 
 def chosen(located: Sequence[Located], above: int, limit: int) -> str | None:
-    found = worth_keeping(located, above, limit)
+    found = worth_prefetching(located, above, limit)
     return found and found.unit.entries[0].target
 
 
@@ -75,7 +77,7 @@ def test_what_goes_through_an_op_is_not_kept() -> None:
 
 @pytest.fixture
 def prefix(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(execute, "USEFUL", AHEAD)
+    monkeypatch.setattr(budgets, "USEFUL", AHEAD)
     rng = np.random.default_rng(0)
     values = {name: tf.Variable(rng.standard_normal(size, np.float32)) for name, size in SIZES.items()}
     return tf.train.Checkpoint(**values).write(str(tmp_path / "ckpt"))
@@ -152,12 +154,11 @@ def test_what_is_kept_is_assigned_where_it_is_wanted_only(prefix: str) -> None:
     plan = DistributedRestorer(tf.train.Checkpoint(**variables)).plan(prefix)
     units = make_units(plan.entries)
     with contextlib.closing(open_checkpoint(prefix)) as source, progress(0, False) as bar:
-        located = locate(units, source)
-        kept = check_sources(located, source, bar, 256 << 20)
-        assert kept is not None
-        (wanted,) = [item for item in located if item.unit.entries[0].target == "kernel"]
+        checked = check_sources(units, source, bar, 256 << 20)
+        assert checked.prefetched is not None
+        (wanted,) = [unit for unit in units if unit.entries[0].target == "kernel"]
         ledger = Ledger(variables, Assigner(tf.distribute.get_strategy()), bar)
-        assign_units([wanted], source, ledger, lambda entry: None, 256 << 20, kept)
+        assign_units((wanted,), source, ledger, lambda entry: None, 256 << 20, checked)
     assert [item.name for item in ledger.assigned] == ["kernel"]
     assert not variables["larger"].numpy().any()
 
@@ -168,10 +169,10 @@ def test_a_failure_after_the_first_pass_changes_nothing_and_lets_go(
     held: list[weakref.ref[np.ndarray]] = []
     original = session.check_sources
 
-    def noting(*args: object, **options: object) -> Kept:
-        kept = original(*args, **options)
-        held.append(weakref.ref(kept.values[0].value.array))
-        return kept
+    def noting(*args: object, **options: object) -> Checked:
+        checked = original(*args, **options)
+        held.append(weakref.ref(checked.prefetched.values[0].value.array))
+        return checked
 
     def fails(*args: object) -> None:
         raise KeyboardInterrupt
@@ -190,13 +191,13 @@ def test_a_failure_after_the_first_pass_changes_nothing_and_lets_go(
 
 
 def test_where_other_hosts_or_workers_assign_nothing_is_kept(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[Kept | None] = []
+    found: list[Checked] = []
     original = session.check_sources
     monkeypatch.setattr(session, "check_sources", lambda *a, **o: found.append(original(*a, **o)) or found[-1])
     monkeypatch.setattr(session.Remote, "is_needed", property(lambda self: True))
     monkeypatch.setattr(session.Remote, "assign", lambda self, ledger: None)
     DistributedRestorer(tf.train.Checkpoint(**live())).restore(prefix)
-    assert found == [None]
+    assert [checked.prefetched for checked in found] == [None]
 
 
 @pytest.mark.parametrize("sizes", [(39, 40), (40, 39), (30, 31, 20)])
@@ -214,7 +215,7 @@ def test_the_budget_holds_with_several_large_tensors(sizes: Sequence[int], tmp_p
 
 def print_peak(path: str, budget: int, *sizes: int) -> None:
     """Restores, and prints the anonymous memory that it took at most beyond what there was."""
-    execute.USEFUL = AHEAD  # so that one of them is kept
+    budgets.USEFUL = AHEAD  # so that one of them is kept
     live = [tf.Variable(tf.zeros([size << 18])) for size in sizes]
     restorer = DistributedRestorer(tf.train.Checkpoint(weights=live), memory_budget=budget, progress=False)
     stopped, before = threading.Event(), anonymous()

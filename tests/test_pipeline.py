@@ -23,7 +23,7 @@ from dist_restore.checkpoints.open import open_checkpoint
 from dist_restore.checkpoints.reader import Source
 from dist_restore.core import crc32c as checksum
 from dist_restore.core.errors import CheckpointCorruptError
-from dist_restore.engine.check_pass import check_located
+from dist_restore.engine.check_pass import check_sources
 from dist_restore.engine.pipeline import Started, Work, stream
 from dist_restore.engine.reading import locate, make_works
 from dist_restore.engine.units import make_units
@@ -344,10 +344,9 @@ def test_a_source_without_places_is_read_tensor_by_tensor(tmp_path: pathlib.Path
     path = save(tmp_path, VALUES)
     plan = dr.DistributedRestorer(tf.train.Checkpoint(**variables(VALUES))).plan(path)
     source = Plain(open_checkpoint(path))
-    located = locate(make_units(plan.entries), source)
-    assert all(item.places is None for item in located)
     with progress(0, False) as bar:
-        check_located(located, source, bar, 1 << 20)
+        located = check_sources(make_units(plan.entries), source, bar, 1 << 20).located
+    assert all(item.places is None for item in located)
     targets = [v.entry.target for values in stream(make_works(located, source, no_live), 1 << 20) for v in values]
     assert targets == [e.target for item in located for e in item.unit.entries]
 

@@ -273,7 +273,8 @@ def _killed_before_assignment(cluster: Cluster, live: dict[str, Any], path: str)
 
     import dist_restore as dr
     from dist_restore.distribute.hosts.hosts import Remote
-    from dist_restore.engine.assign_pass import Ledger, Limits
+    from dist_restore.engine.budget import Limits
+    from dist_restore.engine.ledger import Ledger
     from dist_restore.engine.units import make_units
     from dist_restore.report.progress import progress
     from dist_restore.targets.assigner import Assigner

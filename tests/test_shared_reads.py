@@ -21,7 +21,7 @@ from dist_restore.engine.pipeline import Pending, Started
 from dist_restore.engine.reading import Value, Values
 from dist_restore.engine.units import Unit, make_units
 from dist_restore.planning.entries import PlanEntry, Status
-from fake_cluster import run_workers
+from fake_cluster import in_phase, run_workers
 
 KB = 1 << 10
 # Buckets of 64 KB, the smallest there are.
@@ -78,7 +78,7 @@ def run(values: dict[str, np.ndarray], world: int, readers: list[int], trouble: 
 
         exchange = communicator.exchange(readers)
         rank = communicator.rank
-        return communicator.run_everywhere("assign", lambda: share(schedule, rank, read(rank), exchange, assign, 5.0))
+        return in_phase(communicator, "assign", lambda: share(schedule, rank, read(rank), exchange, assign, 5.0))
 
     return schedule, run_workers(world, program), got
 
@@ -199,7 +199,7 @@ def test_a_large_value_sets_out_while_it_is_read_and_is_assigned_only_once_it_is
             items.clear()
 
         own = iter([work]) if rank == 0 else iter(())
-        return communicator.run_everywhere("assign", lambda: share(schedule, rank, own, exchange, assign, 10.0))
+        return in_phase(communicator, "assign", lambda: share(schedule, rank, own, exchange, assign, 10.0))
 
     results = run_workers(2, program)
     if damaged:

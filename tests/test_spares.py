@@ -15,7 +15,7 @@ from tensorflow.python import pywrap_tfe
 from tensorflow.python.framework import ops
 
 from dist_restore import DistributedRestorer
-from dist_restore.engine import assign_pass as execute
+from dist_restore.engine import assign_pass, budget
 from dist_restore.engine.pipeline import Work
 from dist_restore.engine.reading import Values
 from dist_restore.targets.assigner import Assigner
@@ -217,9 +217,9 @@ def test_what_is_in_flight_and_what_waits_are_within_the_budget_together(
         limits.append(limit)
         return Spares(limit, lent_above)
 
-    original_stream = execute.stream
-    monkeypatch.setattr(execute, "stream", stream)
-    monkeypatch.setattr(execute, "Spares", spares)
+    original_stream = assign_pass.stream
+    monkeypatch.setattr(assign_pass, "stream", stream)
+    monkeypatch.setattr(assign_pass, "Spares", spares)
     path = tf.train.Checkpoint(weight=tf.Variable(tf.ones(SHAPE))).write(str(tmp_path / "ckpt"))
     live = tf.Variable(tf.zeros(SHAPE))
     DistributedRestorer(tf.train.Checkpoint(weight=live), memory_budget=budget, verify="checksum").restore(path)
@@ -265,7 +265,7 @@ def test_replicas_that_share_their_memory_leave_it_when_the_last_one_has_changed
 def test_a_restore_changes_nothing_that_shared_memory_with_what_it_replaces(
     replicas: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute, "USEFUL", 2 * SIZE)  # so little in flight that memory is wanted again at once
+    monkeypatch.setattr(budget, "USEFUL", 2 * SIZE)  # so little in flight that memory is wanted again at once
     devices = [f"CPU:{i}" for i in range(replicas)]
     strategy = tf.distribute.MirroredStrategy(devices) if replicas > 1 else tf.distribute.get_strategy()
     with strategy.scope():

@@ -6,17 +6,17 @@ other is `assign`). Knows bytes and ranks; knows no tensors.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import tensorflow as tf
 
 from dist_restore.distribute.messaging.exchange import CollectiveExchange, Exchange, LocalExchange, keys_of
 from dist_restore.distribute.messaging.protocol import ClusterCommunicator
-
-Result = TypeVar("Result")
 
 # All workers restore equally often, so that they agree on the name of each talk without talking.
 _TALKS = itertools.count()
@@ -52,12 +52,12 @@ class Communicator(Protocol):
           WorkerError: a worker failed or was lost; it names rank and phase.
         """
 
-    def run_everywhere(self, phase: str, work: Callable[[], Result], nbytes: int = 0) -> Result:
-        """Runs `work` on every worker, waits for all, and returns this worker's result.
+    def phase(self, name: str, nbytes: int = 0) -> AbstractContextManager[None]:
+        """A block that every worker runs; leaving it waits for all.
 
         Raises:
-          WorkerError: on all workers, when `work` raised on any; it names the lowest rank of those, and is chained
-            from the original where that was raised.
+          WorkerError: on all workers, as they leave the block, when any of them raised in it; it names the lowest rank
+            of those, and is chained from the original where that was raised.
         """
 
     def exchange(self, senders: Sequence[int]) -> Exchange:
@@ -92,10 +92,10 @@ class LocalCommunicator:
         del phase, nbytes
         return (payload,)
 
-    def run_everywhere(self, phase: str, work: Callable[[], Result], nbytes: int = 0) -> Result:
-        """Runs `work`; its own exception is the best message where there is one worker."""
-        del phase, nbytes
-        return work()
+    def phase(self, name: str, nbytes: int = 0) -> AbstractContextManager[None]:
+        """See `Communicator.phase`; the block's own exception is the best message where there is one worker."""
+        del name, nbytes
+        return contextlib.nullcontext()
 
     def exchange(self, senders: Sequence[int]) -> Exchange:
         """See `Communicator.exchange`."""

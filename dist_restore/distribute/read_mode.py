@@ -81,7 +81,8 @@ def _measured(talk: Communicator, view: View, load: Load) -> _Choice:
     assert view.source is not None
     local = are_local(view.source.index().paths)
     talk.gather(b"", _PHASE)  # all begin at once: storage that is shared must be asked by all at the same time
-    rate = talk.run_everywhere(_PHASE, lambda: _storage_rate(talk, view, load))
+    with talk.phase(_PHASE):
+        rate = storage_rate(view.units, view.source, talk.rank, talk.world_size, load.read)
     found = [Measured.unpack(data) for data in talk.gather(Measured(rate, local).pack(), _PHASE)]
     slowest, local = min(m.storage for m in found), all(m.local for m in found)
     if not slowest:
@@ -93,21 +94,13 @@ def _measured(talk: Communicator, view: View, load: Load) -> _Choice:
     forecasts = forecast(load, talk.world_size, rates)
     if best(forecasts, usual=Reads.EVERY_WORKER).mode is Reads.SHARDED:
         return Reads.SHARDED, f"{_explain(forecasts, rates)}; the exchange was not measured, and is hardly slower"
-    passed = talk.run_everywhere(_PHASE, lambda: _exchange_rate(talk, view))
+    with talk.phase(_PHASE):
+        passed = exchange_rate(talk.exchange(view.readers), talk.world_size, view.memory_budget, view.seconds)
     network = min(json.loads(data) for data in talk.gather(json.dumps(passed).encode(), _PHASE))
     rates = dataclasses.replace(rates, exchange_each=network)
     forecasts = forecast(load, talk.world_size, rates)
     chosen = best(forecasts, usual=Reads.EVERY_WORKER if local else Reads.SHARDED)
     return chosen.mode, _explain(forecasts, rates)
-
-
-def _storage_rate(talk: Communicator, view: View, load: Load) -> float:
-    assert view.source is not None
-    return storage_rate(view.units, view.source, talk.rank, talk.world_size, load.read)
-
-
-def _exchange_rate(talk: Communicator, view: View) -> float:
-    return exchange_rate(talk.exchange(view.readers), talk.world_size, view.memory_budget, view.seconds)
 
 
 def _explain(forecasts: Sequence[Forecast], rates: Rates) -> str:

@@ -6,6 +6,7 @@ Reads into buffers that are used again; keeps one value at most. Knows sources a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -18,6 +19,7 @@ from dist_restore.core.errors import DtypeMismatchError
 from dist_restore.core.phases import during
 from dist_restore.core.progress import Progress
 from dist_restore.engine.averaged import cost_of, is_piecewise
+from dist_restore.engine.budget import Share
 from dist_restore.engine.chunks import (
     SCRATCH,
     joined_pieces,
@@ -28,8 +30,8 @@ from dist_restore.engine.chunks import (
     scratch,
 )
 from dist_restore.engine.pipeline import Started, Work, stream
-from dist_restore.engine.prefetch import Kept, keeping_work
-from dist_restore.engine.reading import Located, Neighbours, read_piecewise, read_whole, transform
+from dist_restore.engine.prefetch import Prefetched, prefetching_work, worth_prefetching
+from dist_restore.engine.reading import Located, Neighbours, locate, read_piecewise, read_whole, transform
 from dist_restore.engine.units import Unit
 from dist_restore.ops import may_refuse, numpy_dtype
 from dist_restore.planning.entries import PlanEntry
@@ -41,33 +43,58 @@ _AHEAD = 64 << 20
 _MAX_LOSSY = 20
 
 
-def check_located(
-    located: Sequence[Located], source: Source, progress: Progress, budget: int, keep: Located | None = None
-) -> Kept | None:
-    """Checks all units; threads share large tensors.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checked:
+    """What the first pass has found, for the second one.
+
+    Attributes:
+      units: what was checked.
+      located: where it lies, in file order.
+      prefetched: a unit whose value need not be read again.
+    """
+
+    units: tuple[Unit, ...]
+    located: Sequence[Located]
+    prefetched: Prefetched | None
+
+
+def check_sources(
+    units: tuple[Unit, ...], source: Source, progress: Progress, memory_budget: int, *, keeps: bool = True
+) -> Checked:
+    """Reads all that the plan needs once: checksums of whole tensors, and values that a cast might lose.
 
     Args:
-      located: the units.
+      units: of the plan.
       source: the opened checkpoint.
       progress: counts the bytes.
-      budget: bytes, for all but what is kept.
-      keep: the one whose value is kept.
+      memory_budget: bytes, for all but what is prefetched.
+      keeps: whether `assign_units` comes next, and may have a value that was read.
 
     Raises:
       CheckpointCorruptError: bytes are not what was written.
       DtypeMismatchError: a cast would change a value.
     """
-    kept = Kept(keep.unit, []) if keep is not None else None
+    located = locate(units, source)
+    share = Share.of(located, memory_budget)
+    chosen = worth_prefetching(located, share.ahead, share.alone) if keeps else None
+    return Checked(units, located, _check(located, source, progress, memory_budget, chosen))
+
+
+def _check(
+    located: Sequence[Located], source: Source, progress: Progress, budget: int, chosen: Located | None
+) -> Prefetched | None:
+    """Checks all; threads share large tensors."""
+    prefetched = Prefetched(chosen.unit, []) if chosen is not None else None
     lossy = _Lossy()
-    works = _checks([item for item in located if item is not keep], source, lossy)
-    if keep is not None and kept is not None:  # last: casts before it may hold as much, and have let it go then
-        works = itertools.chain(works, [keeping_work(keep, source, kept.values)])
+    works = _checks([item for item in located if item is not chosen], source, lossy)
+    if chosen is not None and prefetched is not None:  # last: casts before it may hold as much, and have let it go then
+        works = itertools.chain(works, [prefetching_work(chosen, source, prefetched.values)])
     with contextlib.closing(stream(works, min(budget, _AHEAD), helps=True)) as sizes:
         for size in sizes:
             progress.advance(size)
     release_scratch()
     lossy.refuse()
-    return kept
+    return prefetched
 
 
 class _Lossy:

@@ -17,7 +17,7 @@ from dist_restore.engine.reading import Located, Values, direct_work, is_direct,
 from dist_restore.engine.units import Unit
 
 
-class Kept(msgspec.Struct, frozen=True):
+class Prefetched(msgspec.Struct, frozen=True):
     """A unit that the first pass has read and checked.
 
     Attributes:
@@ -29,15 +29,15 @@ class Kept(msgspec.Struct, frozen=True):
     values: Values
 
 
-def worth_keeping(located: Sequence[Located], above: int, limit: int) -> Located | None:
+def worth_prefetching(located: Sequence[Located], above: int, limit: int) -> Located | None:
     """The largest unit of more than `above` bytes and at most `limit` that is one tensor and becomes one variable."""
     fitting = [item for item in located if above < stored_size(item) <= limit]
     direct = [item for item in fitting if item.places and is_direct(item.unit)]
     return max(direct, key=stored_size, default=None)
 
 
-def keeping_work(item: Located, source: Source, into: Values) -> Work[int]:
-    """Reads and checks a unit that is `worth_keeping`; the result is how many bytes were read.
+def prefetching_work(item: Located, source: Source, into: Values) -> Work[int]:
+    """Reads and checks a unit that is `worth_prefetching`; the result is how many bytes were read.
 
     Args:
       item: the unit.
@@ -58,6 +58,6 @@ def _start(work: Work[Values], into: Values) -> Started[int]:
     return Started(started.tasks, finish, brief=started.brief)
 
 
-def kept_work(kept: Kept) -> Work[Values]:
+def prefetched_work(prefetched: Prefetched) -> Work[Values]:
     """What has been read already, to be consumed first: nothing else takes memory before it is the variable's."""
-    return Work(kept.unit.entries[0].bytes, lambda: Started((), lambda: kept.values))
+    return Work(prefetched.unit.entries[0].bytes, lambda: Started((), lambda: prefetched.values))

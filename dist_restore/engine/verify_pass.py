@@ -47,6 +47,28 @@ def verify_replicas(assigned: Sequence[Assigned], handles: Mapping[str, tf.Varia
         )
 
 
+def require_equal(mine: Sequence[tuple[str, int]], chiefs: Sequence[int]) -> None:
+    """Every worker must have assigned the same values.
+
+    Args:
+      mine: names and checksums of what this worker assigned, by name.
+      chiefs: the chief's checksums, in the same order.
+
+    Raises:
+      VerificationError: they differ.
+    """
+    if len(mine) != len(chiefs):
+        raise VerificationError(f"this worker assigned {len(mine)} variables, and the chief {len(chiefs)}")
+    wrong = tuple(name for (name, crc), other in zip(mine, chiefs, strict=True) if crc != other)
+    if wrong:
+        names = ", ".join(repr(name) for name in wrong[:10])
+        raise VerificationError(
+            f"{len(wrong)} variable(s) got other values here than on the chief: {names}. The workers read different "
+            "bytes, or a memory is faulty. Restore again with reads='chief'.",
+            names=wrong,
+        )
+
+
 def _groups(assigned: Sequence[Assigned], handles: Mapping[str, tf.Variable]) -> Iterator[list[list[Assigned]]]:
     """Many small variables together, so that threads are not handed crumbs; each list of them is read in one call."""
     group: list[list[Assigned]] = []

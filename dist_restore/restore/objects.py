@@ -57,21 +57,25 @@ def restore_objects(
     if not entries:
         return
     live = [Stateful(e.target, objects[e.target], ()) for e in entries]
+    data = b""
     with ExitStack() as stack:
         # TensorFlow's ways of saving are taken here, so that what cannot be undone is not begun.
-        talk.run_everywhere("check", lambda: stack.enter_context(undone_on_failure(live)))
-        data = talk.run_everywhere("assign", lambda: _restore_own(entries, live, source, talk))
+        with talk.phase("check"):
+            stack.enter_context(undone_on_failure(live))
+        with talk.phase("assign"):
+            if talk.rank == 0:
+                data = _restore_own(entries, live, source, sends=talk.world_size > 1)
         if talk.world_size > 1:
             data = talk.broadcast(data, "assign", len(data))
-            talk.run_everywhere("assign", lambda: unpack(live, data) if talk.rank else None, len(data))
+            with talk.phase("assign", len(data)):
+                if talk.rank:
+                    unpack(live, data)
 
 
 def _restore_own(
-    entries: Sequence[PlanEntry], live: Sequence[Stateful], source: Source | None, talk: Communicator
+    entries: Sequence[PlanEntry], live: Sequence[Stateful], source: Source | None, *, sends: bool
 ) -> bytes:
     """The chief's objects; gives what they hold then, where somebody else needs it."""
-    if talk.rank:
-        return b""
     if not isinstance(source, ObjectSource):
         raise UnsupportedFormatError(f"{entries[0].target!r}: this format holds no state of tables and iterators.")
     for entry, part in zip(entries, live, strict=True):
@@ -79,4 +83,4 @@ def _restore_own(
         source.check(name)
         prefix, edges = source.object_place(name)
         restore([part._replace(edges=edges)], prefix)
-    return pack(live) if talk.world_size > 1 else b""
+    return pack(live) if sends else b""

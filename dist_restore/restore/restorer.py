@@ -12,7 +12,7 @@ from dist_restore.planning.plan import RestorePlan
 from dist_restore.planning.rules.rule_set import RulesLike
 from dist_restore.report.report import RestoreReport
 from dist_restore.restore.given import GivenPaths, path_text, rules_reader
-from dist_restore.restore.run import Session
+from dist_restore.restore.run import RestoreRun
 from dist_restore.targets.targets import Restorable
 
 
@@ -97,7 +97,7 @@ class DistributedRestorer:
           UnbuiltModelError: the model has no variables yet.
         """
         with uncollected():
-            return self._session().plan(path_text(path))
+            return self._run().plan(path_text(path))
 
     def restore(self, path: GivenPaths) -> RestoreReport:
         """Plans, checks, assigns, verifies and logs. Called by all workers.
@@ -109,7 +109,7 @@ class DistributedRestorer:
           RestoreError: any of the tree in `errors`; unless it says otherwise, no variable has changed.
         """
         with uncollected():
-            return self._session().restore(path_text(path), None)
+            return self._run().restore(path_text(path), None)
 
     def apply(self, plan: RestorePlan, path: GivenPaths) -> RestoreReport:
         """Carries out a plan that was made before, for these variables and this checkpoint. Called by all workers.
@@ -119,7 +119,7 @@ class DistributedRestorer:
           RestoreError: as `restore`.
         """
         with uncollected():
-            return self._session().restore(path_text(path), plan)
+            return self._run().restore(path_text(path), plan)
 
-    def _session(self) -> Session:
-        return Session(self._target, self._strategy, self._read_rules, self._config)
+    def _run(self) -> RestoreRun:
+        return RestoreRun(self._target, self._strategy, self._read_rules, self._config)

@@ -65,7 +65,8 @@ class Workers:
     def ask_chief(self, phase: str, decide: Callable[[], str]) -> str:
         """Returns what the chief decides; what it raises ends all."""
         with communicator_for(self._strategy) as talk:
-            mine = talk.run_everywhere(phase, lambda: decide() if self.is_chief else "")
+            with talk.phase(phase):
+                mine = decide() if self.is_chief else ""
             return talk.broadcast(mine.encode(), phase).decode()
 
     def together(self, phase: str, work: Callable[[], Result], nbytes: int = 0) -> Result:
@@ -76,5 +77,6 @@ class Workers:
           work: what to do.
           nbytes: how much is read or written meanwhile, for how long to wait.
         """
-        with communicator_for(self._strategy) as talk:
-            return talk.run_everywhere(phase, work, nbytes)
+        with communicator_for(self._strategy) as talk, talk.phase(phase, nbytes):
+            result = work()
+        return result

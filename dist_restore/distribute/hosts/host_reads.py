@@ -16,7 +16,8 @@ from dist_restore.distribute.hosts.fingerprints import ComponentsOf, Holdings, a
 from dist_restore.distribute.hosts.functions import COUNTS, UNEXPECTED, Action, Kind, Placed
 from dist_restore.distribute.hosts.lanes import Step, gist, run_on_hosts
 from dist_restore.distribute.hosts.placement import batches
-from dist_restore.engine.assign_pass import Ledger, Limits
+from dist_restore.engine.budget import Limits
+from dist_restore.engine.ledger import Ledger
 from dist_restore.planning.entries import PlanEntry
 
 _OTHER_CHECKPOINT = "Use another checkpoint."
@@ -107,8 +108,7 @@ class HostReads:
 
     def _assign_batch(self, ledger: Ledger, holdings: Holdings, host: str, reads: Sequence[HostRead]) -> None:
         with self._lock:
-            for read in reads:
-                ledger.touch(read.entry.target)
+            ledger.touch(read.entry.target for read in reads)
         parts = [self._column(reads, column) for column in range(len(reads[0].numbers))]
         expected = self._expected(host, reads)
         kind = Kind(Action.FILL, reads[0].entry.spec.dtype, len(reads), len(parts), expected is not None)

@@ -25,7 +25,8 @@ from dist_restore.distribute.hosts.lanes import Step, run_on_hosts
 from dist_restore.distribute.hosts.placement import Division, Holding, divide, host_of, remote_units
 from dist_restore.distribute.hosts.uploads import Sender, row_of
 from dist_restore.distribute.hosts.visibility import seeing_hosts
-from dist_restore.engine.assign_pass import Ledger, Limits, live_values
+from dist_restore.engine.budget import Limits
+from dist_restore.engine.ledger import Ledger, live_values
 from dist_restore.engine.pipeline import stream
 from dist_restore.engine.reading import LiveOf, is_copy, locate, make_works
 from dist_restore.engine.units import Unit

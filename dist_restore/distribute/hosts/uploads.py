@@ -14,7 +14,7 @@ from dist_restore.distribute.hosts.fingerprints import ComponentsOf, Holdings, a
 from dist_restore.distribute.hosts.functions import UNEXPECTED, Action, Kind, Placed, fingerprint
 from dist_restore.distribute.hosts.lanes import Step, gist, run_on_hosts
 from dist_restore.distribute.hosts.placement import Holding
-from dist_restore.engine.assign_pass import Ledger
+from dist_restore.engine.ledger import Ledger
 from dist_restore.engine.reading import Value
 from dist_restore.targets.assigner import Assigned, Assigner, checksum
 from dist_restore.tf_internals import host_memory
@@ -59,7 +59,7 @@ class Sender:
           VerificationError: other bytes arrived than were sent; the host did not assign them.
           WorkerError: a host is gone.
         """
-        ledger.touch(value.entry.target)
+        ledger.touch([value.entry.target])
         work: dict[str, list[Step]] = {}
         for parcel in self._parcels(value, ledger.assigner, ledger.handles[value.entry.target]):
             size = value.entry.bytes

@@ -14,7 +14,7 @@ gives up says so in its next round, for a peer that was merely slow: nobody goes
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
@@ -80,17 +80,17 @@ class ClusterCommunicator:
         self._begin(phase)
         return self._exchange(Message(phase, (payload,)), nbytes)
 
-    def run_everywhere(self, phase: str, work: Callable[[], Result], nbytes: int = 0) -> Result:
-        """See `Communicator.run_everywhere`."""
-        self._begin(phase)
+    @contextlib.contextmanager
+    def phase(self, name: str, nbytes: int = 0) -> Iterator[None]:
+        """See `Communicator.phase`."""
+        self._begin(name)
         try:
-            result = work()
+            yield
         except Exception as error:
             if self._failure:
-                raise  # Out of a call inside `work`: all workers have it.
-            self._fail(error, phase, nbytes)
-        self.gather(b"", phase, nbytes)
-        return result
+                raise  # Out of a call inside the block: all workers have it.
+            self._fail(error, name, nbytes)
+        self.gather(b"", name, nbytes)
 
     def close(self) -> None:
         """Ends the talk. The chief, whose process holds the store, stays until all others have read everything."""

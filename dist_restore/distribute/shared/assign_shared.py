@@ -8,7 +8,8 @@ from dist_restore.checkpoints.reader import Source
 from dist_restore.distribute.messaging.exchange import Exchange
 from dist_restore.distribute.shared.rounds import share
 from dist_restore.distribute.shared.schedule import Schedule
-from dist_restore.engine.assign_pass import USEFUL, Ledger, Limits
+from dist_restore.engine.budget import USEFUL, Limits
+from dist_restore.engine.ledger import Ledger
 from dist_restore.engine.pipeline import stream_pending
 from dist_restore.engine.reading import LiveOf, locate, make_works
 
