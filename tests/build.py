@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from dist_restore.core.graph import Leaf, Node
-from dist_restore.core.specs import (
+from dist_restore.core.index import (
     Alias,
     AliasKind,
     CheckpointIndex,
@@ -23,8 +23,8 @@ from dist_restore.core.specs import (
     SourceTensor,
     TargetIndex,
     TargetVariable,
-    TensorSpec,
 )
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.naming.names import slot_name
 from dist_restore.planning.entries import PlanEntry
 from dist_restore.planning.plan import RestorePlan

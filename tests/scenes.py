@@ -17,16 +17,8 @@ import msgspec
 
 from build import Graph
 from dist_restore.core.graph import LayerName, Node, Scene
-from dist_restore.core.specs import (
-    Alias,
-    AliasKind,
-    CheckpointIndex,
-    Group,
-    SourceTensor,
-    TargetIndex,
-    TargetVariable,
-    TensorSpec,
-)
+from dist_restore.core.index import Alias, AliasKind, CheckpointIndex, Group, SourceTensor, TargetIndex, TargetVariable
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.naming.automatic_names import looks_automatic
 from dist_restore.naming.names import NamedLeaf, name_graph
 from dist_restore.planning.entries import Proof

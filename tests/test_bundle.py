@@ -18,7 +18,7 @@ from dist_restore.core.errors import (
     RestoreError,
     UnsupportedFormatError,
 )
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 
 
 @pytest.fixture(scope="module")

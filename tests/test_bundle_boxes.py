@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import bundle_fixtures as fx
 from dist_restore.checkpoints.files import byte_regions as regions
 from dist_restore.checkpoints.tf.bundle import Bundle
-from dist_restore.core.specs import Box
+from dist_restore.core.tensors import Box
 
 SHAPES = [(7,), (5, 6), (4, 3, 5), (2, 3, 4, 5), (1, 8, 1, 3), (3, 1)]
 

@@ -23,7 +23,7 @@ from dist_restore.core.errors import (
     RestoreError,
     UnsupportedFormatError,
 )
-from dist_restore.core.specs import TensorSpec
+from dist_restore.core.tensors import TensorSpec
 
 TENSORS = {f"layer_{i}/kernel": np.full((8, 4), i, np.float32) for i in range(40)} | {"text": [b"some", b"words"]}
 

@@ -15,7 +15,7 @@ import bundle_fixtures as fx
 from dist_restore.checkpoints.tf.bundle import Bundle, SliceEntry
 from dist_restore.checkpoints.tf.ordered_code import slice_key
 from dist_restore.core.errors import CheckpointCorruptError, RestoreError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 
 
 @pytest.fixture(scope="module")

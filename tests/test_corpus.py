@@ -11,16 +11,8 @@ import pytest
 
 import build
 from dist_restore.checkpoints.tf.checkpoint import TfCheckpoint
-from dist_restore.core.specs import (
-    Alias,
-    AliasKind,
-    Group,
-    OptimizerInfo,
-    Slot,
-    TargetIndex,
-    TargetVariable,
-    TensorSpec,
-)
+from dist_restore.core.index import Alias, AliasKind, Group, OptimizerInfo, Slot, TargetIndex, TargetVariable
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops import apply
 from dist_restore.planning.plan import RestorePlan
 from dist_restore.planning.planner import Options, resolve

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from build import checkpoint, entry, filled, plan, problems, program
-from dist_restore.core.specs import Group
+from dist_restore.core.index import Group
 from dist_restore.planning.matching.by_counter import by_counter
 from dist_restore.planning.matching.outcome import Match
 from dist_restore.planning.matching.roots import align

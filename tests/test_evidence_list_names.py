@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dist_restore.core.specs import Alias, AliasKind, SourceTensor, TargetVariable, TensorSpec
+from dist_restore.core.index import Alias, AliasKind, SourceTensor, TargetVariable
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.naming.automatic_names import Vocabulary
 from dist_restore.planning.matching.list_names import Names
 

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from build import checkpoint, program
-from dist_restore.core.specs import Alias, AliasKind, Group, Place, SourceTensor, TargetVariable, TensorSpec
+from dist_restore.core.index import Alias, AliasKind, Group, Place, SourceTensor, TargetVariable
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.planning.entries import Proof
 from dist_restore.planning.matching.by_number import by_number
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_restore.core.graph import Scene
-from dist_restore.core.specs import CheckpointIndex, TargetIndex
+from dist_restore.core.index import CheckpointIndex, TargetIndex
 from dist_restore.planning.entries import Proof
 from scenes import live, matched, stored
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dist_restore.core.specs import SourceTensor, TargetVariable, TensorSpec
+from dist_restore.core.index import SourceTensor, TargetVariable
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.planning.entries import Proof
 from dist_restore.planning.matching.by_walk import Walked
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from dist_restore.core.specs import SourceTensor, TargetVariable
+from dist_restore.core.index import SourceTensor, TargetVariable
 from dist_restore.planning.entries import Proof
 from dist_restore.planning.matching.by_walk import Walked, by_walk, own_words
 from dist_restore.planning.matching.outcome import Conflict, Match

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import dist_restore as dr
 from dist_restore.checkpoints.reader import DirectSource
-from dist_restore.core.specs import Box
+from dist_restore.core.tensors import Box
 from dist_restore.ops import Slice, Transpose
 from format_files import BARE_RULES, RULES, WRITERS, build, weights_of
 from live import assert_holds, assert_unchanged, raw, restore, scramble, snapshot

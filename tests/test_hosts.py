@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_restore.core.specs import TensorSpec
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.distribute.hosts.placement import Holding, batches, divide, host_of
 from dist_restore.engine.units import make_units
 from dist_restore.ops import parse_ops

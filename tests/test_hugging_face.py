@@ -20,7 +20,8 @@ import tensorflow as tf
 
 import dist_restore as dr
 from conftest import make_strategy
-from dist_restore.core.specs import TargetIndex, TargetVariable, TensorSpec
+from dist_restore.core.index import TargetIndex, TargetVariable
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops import Method, Resize, apply, describe
 from dist_restore.planning.planner import Options, resolve
 from live import replicas

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dist_restore as dr
-from dist_restore.core.specs import CheckpointIndex, OptimizerInfo, Slot, SourceTensor, TensorSpec
+from dist_restore.core.index import CheckpointIndex, OptimizerInfo, Slot, SourceTensor
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops import apply
 from dist_restore.planning.entries import PlanEntry
 from dist_restore.planning.inverse_plan import inverse_of_plan

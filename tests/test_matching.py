@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build import checkpoint, entry, filled, plan, problems, program, statuses
-from dist_restore.core.specs import AliasKind, CheckpointIndex, TargetIndex
+from dist_restore.core.index import AliasKind, CheckpointIndex, TargetIndex
 from dist_restore.planning.plan import RestorePlan
 
 # ---- Equal names -----------------------------------------------------------------------------------------

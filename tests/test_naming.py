@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from build import Graph
 from dist_restore.core.errors import CheckpointCorruptError
 from dist_restore.core.graph import LayerName, Leaf, Node
-from dist_restore.core.specs import AliasKind, OptimizerInfo, Slot
-from dist_restore.naming import names as naming
-from dist_restore.naming.names import MAX_DEPTH, MAX_PATHS, NamedLeaf, name_graph
+from dist_restore.core.index import AliasKind, OptimizerInfo, Slot
+from dist_restore.naming import paths
+from dist_restore.naming.names import NamedLeaf, name_graph
+from dist_restore.naming.paths import MAX_DEPTH, MAX_PATHS
 from dist_restore.naming.slot_roles import degree_of, family_of, role_of_edge, role_of_slot, same_meaning
 
 SEMANTIC, FLAT = AliasKind.SEMANTIC, AliasKind.FLAT
@@ -382,7 +383,7 @@ def test_names_in_trees_are_those_that_the_search_finds(data: st.DataObject) -> 
     """Nodes with one path are named without the search for the best of many; as they would be with it."""
     nodes = random_graph(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(naming, "_trees", lambda nodes: frozenset())
+        patch.setattr(paths, "_trees", lambda nodes: frozenset())
         searched = outcome(nodes)
     assert outcome(nodes) == searched
 

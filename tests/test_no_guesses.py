@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import dist_restore as dr
-from dist_restore.core.specs import TensorSpec
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops import Transpose
 
 

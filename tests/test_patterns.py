@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dist_restore.core.errors import RuleError
-from dist_restore.core.specs import SourceTensor, TensorSpec
+from dist_restore.core.index import SourceTensor
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.planning.name_table import NameTable
 from dist_restore.planning.rules.patterns import MAX_PATTERN, compile_pattern, compile_template
 

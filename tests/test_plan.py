@@ -11,7 +11,8 @@ import pytest
 
 from build import entry, plan
 from dist_restore.core.errors import PlanMismatchError
-from dist_restore.core.specs import Group, TensorSpec
+from dist_restore.core.index import Group
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.planning.entries import Coverage, PlanEntry, Proof, Status, Tally, Unused
 from dist_restore.planning.plan import SCHEMA_VERSION, RestorePlan
 

@@ -123,7 +123,7 @@ def _changed(*variables: Any) -> str:
     import numpy as np
 
     from dist_restore.core.errors import VerificationError
-    from dist_restore.core.specs import TensorSpec
+    from dist_restore.core.tensors import TensorSpec
     from dist_restore.distribute.hosts.fingerprints import Held, Holdings
     from dist_restore.distribute.hosts.functions import Placed, fingerprint
 

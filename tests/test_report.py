@@ -16,11 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.text import text_plugin
 
-from dist_restore.core.specs import Group, TensorSpec
+from dist_restore.core.index import Group
+from dist_restore.core.tensors import TensorSpec
+from dist_restore.core.text import escape_text
 from dist_restore.ops import Concat
 from dist_restore.planning.entries import PlanEntry, Problem, Proof, Status, Unused
+from dist_restore.planning.markdown_text import markdown_table, markdown_text
 from dist_restore.planning.plan import RestorePlan
-from dist_restore.planning.summary import escape_text, markdown_table, markdown_text
 from dist_restore.report import PhaseSeconds, RestoreReport, markdown, tensorboard
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

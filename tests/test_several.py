@@ -19,7 +19,7 @@ import live
 from bundle_fixtures import data_file, flip_bit
 from dist_restore.checkpoints.combined import MAX_NAME, join, require_names, split
 from dist_restore.checkpoints.tf.checkpoint import TfCheckpoint
-from dist_restore.core.specs import CheckpointIndex, in_part
+from dist_restore.core.index import CheckpointIndex, in_part
 from dist_restore.ops import Mean
 from dist_restore.report import tensorboard
 from format_files import WRITERS, weights_of

@@ -16,7 +16,7 @@ import tf_keras
 from tensorflow.python.distribute.sharded_variable import ShardedVariable
 
 import dist_restore as dr
-from dist_restore.core.specs import Box
+from dist_restore.core.tensors import Box
 from dist_restore.ops import Fill, Fit, Pad, RemapRows, Slice, Transpose
 from live import assert_unchanged, restore, snapshot
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dist_restore as dr
-from dist_restore.core.specs import TensorSpec
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.distribute.messaging.exchange import Round
 from dist_restore.distribute.messaging.protocol import ClusterCommunicator
 from dist_restore.distribute.shared.rounds import share

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from dist_restore.core.specs import TensorSpec
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.distribute.shared.schedule import (
     TRAILER,
     Schedule,

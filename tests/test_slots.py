@@ -8,7 +8,7 @@ import pytest
 
 from build import Families, checkpoint, entry, filled, plan, problems, program, statuses
 from dist_restore.core.errors import RuleError
-from dist_restore.core.specs import Group
+from dist_restore.core.index import Group
 from dist_restore.planning.plan import RestorePlan
 from dist_restore.planning.rules.rule_set import RuleSet
 

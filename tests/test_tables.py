@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_restore.core.text import escape_text, human_bytes
+from dist_restore.planning import markdown_text, row_families
 from dist_restore.planning import summary as tables
-from dist_restore.planning.summary import TableRow, collapse, escape_text, families, human_bytes, plan_table
+from dist_restore.planning.row_families import TableRow, collapse, families
+from dist_restore.planning.summary import plan_table
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 UNFILLED = ("unmatched", "ambiguous", "kept")
@@ -106,7 +109,7 @@ def test_names_that_differ_in_numbers_collapse(names: list[str], pattern: str) -
 @settings(deadline=None)
 def test_collapsed_names_expand_to_just_the_names(numbers: set[tuple[int, ...]]) -> None:
     names = sorted("a/{}/b_{}/c{}".format(*n) for n in numbers)
-    found = tables.patterns(names)
+    found = row_families.patterns(names)
     assert sorted(name for pattern, _ in found for name in expand(pattern)) == names
     assert all(len(expand(pattern)) == count for pattern, count in found)
 
@@ -294,12 +297,12 @@ def test_work_grows_in_proportion_to_the_rows(name: str) -> None:
 
 
 def test_a_code_block_cannot_be_closed_from_inside() -> None:
-    assert tables.markdown_block("a\n```\n````\nb").startswith("`````\n")
+    assert markdown_text.markdown_block("a\n```\n````\nb").startswith("`````\n")
 
 
 def test_usual_names_are_readable_as_markdown_source() -> None:
-    assert tables.markdown_text("model/dense_1/kernel") == "model/dense_1/kernel"
-    assert tables.markdown_text("_a_|`<&") == "&#95;a&#95;&#124;&#96;&#60;&#38;"
+    assert markdown_text.markdown_text("model/dense_1/kernel") == "model/dense_1/kernel"
+    assert markdown_text.markdown_text("_a_|`<&") == "&#95;a&#95;&#124;&#96;&#60;&#38;"
 
 
 def long_row(target: str, source: str = "") -> TableRow:

@@ -15,7 +15,8 @@ from build import entry as plan_entry
 from build import filled, plan, problems, program
 from conftest import make_strategy
 from dist_restore.checkpoints.tf.tf1_slots import with_slots
-from dist_restore.core.specs import CheckpointIndex, SourceTensor, TensorSpec
+from dist_restore.core.index import CheckpointIndex, SourceTensor
+from dist_restore.core.tensors import TensorSpec
 from live import adam, assert_all_hold, assert_holds, built, moments, refuse, restore, scramble, seq, slot, values
 
 tf1 = tf.compat.v1

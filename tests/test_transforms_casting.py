@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_restore import ops as t
+from dist_restore.core.dtypes import ITEM_SIZES
 from dist_restore.core.errors import DtypeMismatchError, RuleError
-from dist_restore.core.specs import ITEM_SIZES, TensorSpec
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops import Cast, Scale
 
 NUMBERS = [n for n in ITEM_SIZES if not n.startswith("q") and n not in ("string", "bool")]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dist_restore import ops as t
 from dist_restore.core.errors import RuleError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops import Concat, Fill, Fit, Pad, Reshape, Scale, Slice, Split, Stack, Transpose, Unstack
 from dist_restore.ops.dtypes import spec_of
 

@@ -7,7 +7,7 @@ import pytest
 
 from dist_restore import ops as t
 from dist_restore.core.errors import DtypeMismatchError, RestoreError, RuleError, ShapeMismatchError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops import Cast, Concat, Fill, Fit, Pad, Reshape, Scale, Transpose
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)

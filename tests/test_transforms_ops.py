@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dist_restore import ops as t
 from dist_restore.core.errors import RuleError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops import Fill, HeadLayout, Method, RemapRows, Resize, RowMap
 from dist_restore.ops.dtypes import spec_of
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dist_restore import ops as t
 from dist_restore.core.errors import DtypeMismatchError, RestoreError, RuleError, ShapeMismatchError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops import (
     Cast,
     Concat,

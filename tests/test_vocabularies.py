@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from build import entry, filled, plan, problems
 from dist_restore import ops as t
 from dist_restore.core.errors import DtypeMismatchError, PlanMismatchError, RuleError, ShapeMismatchError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops import Fill, RemapRows, RowMap
 from dist_restore.ops.dtypes import spec_of
 from dist_restore.planning.plan import RestorePlan

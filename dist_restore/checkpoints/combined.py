@@ -26,7 +26,8 @@ from dist_restore.core.errors import (
     RuleError,
     UnsupportedFormatError,
 )
-from dist_restore.core.specs import Alias, Box, CheckpointIndex, OptimizerInfo, Part, SourceTensor, in_part
+from dist_restore.core.index import Alias, CheckpointIndex, OptimizerInfo, Part, SourceTensor, in_part
+from dist_restore.core.tensors import Box
 
 FORMAT = "several"
 # In front of every tensor's name, in every table.

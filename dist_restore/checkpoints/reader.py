@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from dist_restore.checkpoints.files.files import Seen
-from dist_restore.core.specs import Box, CheckpointIndex
+from dist_restore.core.index import CheckpointIndex
+from dist_restore.core.tensors import Box
 
 
 class Source(Protocol):

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dist_restore.checkpoints.files.mounts import are_local
 from dist_restore.checkpoints.reader import Source
 from dist_restore.core.options import Reads
+from dist_restore.core.text import human_bytes
 from dist_restore.distribute.communicator import Communicator
 from dist_restore.distribute.decisions import Measured, Reading
 from dist_restore.distribute.forecast import SLOWEST_EXCHANGE, Forecast, Load, Rates, best, forecast, is_fast, load_of
 from dist_restore.distribute.rates import exchange_rate, storage_rate
 from dist_restore.engine.reading import locate
 from dist_restore.engine.units import Unit
-from dist_restore.planning.summary import human_bytes
 
 _PHASE = "choose"
 # Where there is less to read, it does not matter who does.

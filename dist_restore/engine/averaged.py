@@ -12,7 +12,7 @@ import numpy as np
 
 from dist_restore.checkpoints.reader import DirectSource, Stored
 from dist_restore.core import crc32c as checksum
-from dist_restore.core.specs import ITEM_SIZES
+from dist_restore.core.dtypes import ITEM_SIZES
 from dist_restore.engine.units import Unit
 from dist_restore.ops import numpy_dtype
 

@@ -20,7 +20,7 @@ from dist_restore.core import crc32c as checksum
 from dist_restore.core.arrays import bytes_of
 from dist_restore.core.errors import DtypeMismatchError
 from dist_restore.core.phases import during
-from dist_restore.core.specs import Box
+from dist_restore.core.tensors import Box
 from dist_restore.engine.averaged import Piecewise, cost_of, is_piecewise
 from dist_restore.engine.chunks import BRIEF, SCRATCH, joined_pieces, pieces_of, read_checked, require_checksum
 from dist_restore.engine.joined import Joining, is_joined

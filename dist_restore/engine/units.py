@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops import source_boxes
 from dist_restore.planning.entries import PlanEntry
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from dist_restore.core.errors import DtypeMismatchError, RuleError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops.base import Array, Live, MapOp, Op, at, blocks
 from dist_restore.ops.dtypes import Kind, is_possible_cast, is_safe_cast, kind_of, unknown_dtype
 from dist_restore.ops.fields import Fields, rule_error

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_restore.core.errors import ShapeMismatchError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops.fields import Fields, rule_error
 
 Array: TypeAlias = npt.NDArray[np.generic]

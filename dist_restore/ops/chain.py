@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from dist_restore.core.dtypes import ITEM_SIZES
 from dist_restore.core.errors import ShapeMismatchError
-from dist_restore.core.specs import ITEM_SIZES, TensorSpec
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops.arithmetic import Cast
 from dist_restore.ops.base import Array, Live, Op, PartOp, Site, Specs
 from dist_restore.ops.dtypes import spec_of

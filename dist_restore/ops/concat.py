@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from dist_restore.core.errors import DtypeMismatchError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops.base import (
     Array,
     Boxes,

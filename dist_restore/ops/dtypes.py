@@ -13,8 +13,9 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from dist_restore.core.dtypes import ITEM_SIZES
 from dist_restore.core.errors import DtypeMismatchError
-from dist_restore.core.specs import ITEM_SIZES, TensorSpec
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops.base import Array
 
 

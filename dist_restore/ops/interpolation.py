@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dist_restore.core.specs import Box
+from dist_restore.core.tensors import Box
 from dist_restore.ops.base import CHUNK, Array, at
 
 Indexes: TypeAlias = npt.NDArray[np.int64]

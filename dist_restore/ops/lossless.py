@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from dist_restore.core.dtypes import ITEM_SIZES
 from dist_restore.core.errors import DtypeMismatchError
-from dist_restore.core.specs import ITEM_SIZES, Box
+from dist_restore.core.tensors import Box
 from dist_restore.ops.base import Array, at, blocks
 from dist_restore.ops.dtypes import Kind, dtype_name, int_bounds, is_safe_cast, kind_of, numpy_dtype, real_part
 

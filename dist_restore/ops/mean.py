@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from dist_restore.core.errors import DtypeMismatchError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops.base import Array, Boxes, Live, MergeOp, Op, Specs, at, blocks, plain_text
 from dist_restore.ops.concat import check_same
 from dist_restore.ops.dtypes import Kind, dtype_name, kind_of

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dist_restore.core.specs import Box
+from dist_restore.core.tensors import Box
 from dist_restore.ops.base import Array, Boxes, Live, MapOp, Op, Specs
 from dist_restore.ops.chain import apply, infer, keep_last, stages
 from dist_restore.ops.dtypes import numpy_dtype

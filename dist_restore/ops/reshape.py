@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops.base import Array, Live, MapOp, Op, Site, Specs, common, require_sizes, shape_error
 from dist_restore.ops.fields import Fields, rule_error
 from dist_restore.ops.transpose import Slice

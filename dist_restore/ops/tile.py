@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops.base import (
     Array,
     Live,

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from absl import logging
 
 from dist_restore.core.errors import RuleError
+from dist_restore.core.index import SourceTensor, TargetVariable
 from dist_restore.core.nearest import nearest, quote
-from dist_restore.core.specs import SourceTensor, TargetVariable
 from dist_restore.ops import Op
 from dist_restore.planning.name_table import Named, NameTable
 from dist_restore.planning.rules.patterns import Captures, Pattern, compile_pattern, compile_template

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from dist_restore.core.specs import OptimizerInfo, Slot, TargetIndex, TargetVariable
+from dist_restore.core.index import OptimizerInfo, Slot, TargetIndex, TargetVariable
 from dist_restore.naming.optimizer_classes import KERAS_2
 from dist_restore.naming.slot_roles import begins_with, is_copy
 from dist_restore.planning.apply_rules import Decisions

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from dist_restore.core.specs import Group, TensorSpec
+from dist_restore.core.index import Group
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops import Op
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import msgspec
 
 from dist_restore.core.errors import DtypeMismatchError, RuleError, ShapeMismatchError
-from dist_restore.core.specs import SourceTensor, TargetVariable, TensorSpec
+from dist_restore.core.index import SourceTensor, TargetVariable
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops import (
     Cast,
     Op,

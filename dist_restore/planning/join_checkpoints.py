@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from dist_restore.core.index import AliasKind, Part, SourceTensor, TargetVariable
 from dist_restore.core.nearest import quote
-from dist_restore.core.specs import AliasKind, Part, SourceTensor, TargetVariable
 from dist_restore.planning.apply_rules import Decisions
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 
-from dist_restore.core.specs import TargetVariable
+from dist_restore.core.index import TargetVariable
 
 
 def keep_rules(

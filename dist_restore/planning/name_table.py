@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from dist_restore.core.errors import RuleError
-from dist_restore.core.specs import AliasKind, SourceTensor, TargetVariable
+from dist_restore.core.index import AliasKind, SourceTensor, TargetVariable
 
 Named = TypeVar("Named", bound=SourceTensor | TargetVariable)
 _MATCHED = (AliasKind.SEMANTIC, AliasKind.FLAT)

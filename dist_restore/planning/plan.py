@@ -13,11 +13,14 @@ import json
 from collections.abc import Mapping
 
 from dist_restore.core.errors import PlanMismatchError, RestoreError
-from dist_restore.core.specs import Group, TensorSpec
+from dist_restore.core.index import Group
+from dist_restore.core.tensors import TensorSpec
+from dist_restore.core.text import escape_text
 from dist_restore.ops import describe, dump_op, parse_op
 from dist_restore.planning.entries import Coverage, PlanEntry, Problem, Proof, Status, Unused, Use, filled_bytes
 from dist_restore.planning.proofs import order_note
-from dist_restore.planning.summary import TableRow, escape_text, plan_table
+from dist_restore.planning.row_families import TableRow
+from dist_restore.planning.summary import plan_table
 
 # Raised when the meaning of a field changes; a reader refuses what it does not know.
 SCHEMA_VERSION = 2

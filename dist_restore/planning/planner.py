@@ -13,8 +13,9 @@ import msgspec
 
 from dist_restore.core.errors import RuleError
 from dist_restore.core.gc_pause import uncollected
+from dist_restore.core.index import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable
 from dist_restore.core.nearest import quote
-from dist_restore.core.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable, TensorSpec
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops import source_boxes
 from dist_restore.planning.apply_rules import Assignment, Decisions, apply_rules
 from dist_restore.planning.collapse import refuse_collapse

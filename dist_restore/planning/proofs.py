@@ -7,8 +7,10 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from dist_restore.core.shortening import shorten
+from dist_restore.core.text import escape_text
 from dist_restore.planning.entries import PlanEntry, Proof
-from dist_restore.planning.summary import REASON_WIDTH, escape_text, patterns
+from dist_restore.planning.row_families import patterns
+from dist_restore.planning.summary import REASON_WIDTH
 
 KINDS = tuple(proof for proof in Proof if proof is not Proof.NONE)
 # Families of names that the sentence lists, and characters of each; the plan's entries have them all.

@@ -8,8 +8,8 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 
+from dist_restore.core.index import AliasKind, SourceTensor, TargetVariable
 from dist_restore.core.nearest import words_in_order
-from dist_restore.core.specs import AliasKind, SourceTensor, TargetVariable
 from dist_restore.planning.name_table import Named
 
 _Words = tuple[str, ...]

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from dist_restore.core.errors import RuleError
-from dist_restore.core.specs import SourceTensor, TargetVariable
+from dist_restore.core.index import SourceTensor, TargetVariable
 from dist_restore.planning.apply_rules import apply_rules
 from dist_restore.planning.name_table import NameTable
 from dist_restore.planning.rules.patterns import MAX_PATTERN

@@ -12,9 +12,9 @@ from dist_restore.core.errors import (
     UnmatchedError,
 )
 from dist_restore.core.shortening import shorten
+from dist_restore.core.text import escape_text
 from dist_restore.planning.entries import PlanEntry, Problem
 from dist_restore.planning.plan import RestorePlan
-from dist_restore.planning.summary import escape_text
 
 _ERRORS: tuple[tuple[Problem, type[RestoreError], str], ...] = (
     (Problem.SHAPE, ShapeMismatchError, "have a source of another shape"),

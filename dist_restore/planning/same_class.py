@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dist_restore.core.specs import OptimizerInfo
+from dist_restore.core.index import OptimizerInfo
 from dist_restore.naming.optimizer_classes import classes_of
 from dist_restore.naming.slot_roles import class_name, is_known, same_meaning
 

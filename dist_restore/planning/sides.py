@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from dist_restore.core.specs import CheckpointIndex, Group, SourceTensor, TargetIndex, TargetVariable, TensorSpec
+from dist_restore.core.dtypes import OPAQUE
+from dist_restore.core.index import CheckpointIndex, Group, SourceTensor, TargetIndex, TargetVariable
+from dist_restore.core.tensors import TensorSpec
 
 _COUNTER_REASON = "the checkpoint's own counter; Checkpoint.write() stores none"
-# What such a tensor holds only its own object can read.
-OPAQUE = frozenset({"variant", "resource"})
 
 
 def is_value(spec: TensorSpec) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dist_restore.core.specs import SourceTensor, TargetVariable
+from dist_restore.core.index import SourceTensor, TargetVariable
 from dist_restore.planning.apply_rules import is_seed
 from dist_restore.planning.entries import PlanEntry, Problem, Status
 from dist_restore.planning.entry_builder import Choice, build_entry, unfilled

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from dist_restore.core.errors import RuleError
-from dist_restore.core.nearest import quote
-from dist_restore.core.specs import (
+from dist_restore.core.index import (
     AliasKind,
     CheckpointIndex,
     OptimizerInfo,
@@ -19,6 +18,7 @@ from dist_restore.core.specs import (
     TargetVariable,
     in_part,
 )
+from dist_restore.core.nearest import quote
 from dist_restore.naming.slot_roles import SHADOWS, begins_above_zero, begins_with, degree_of, is_copy, role_of_slot
 from dist_restore.ops import for_slot, refuses_slot
 from dist_restore.planning.entries import PlanEntry, Problem, Proof, Status
@@ -112,19 +112,30 @@ class SlotResolver:
             return self._build(target, msgspec.structs.replace(owner.choice, proof=proof), (listed.source,), family)
         if not self._theirs:
             return self._no_slots(target, owner)
+        return self._of_optimizer(target, owner, owner.choice, names, pointed, role)
+
+    def _of_optimizer(
+        self,
+        target: TargetVariable,
+        owner: Owner,
+        choice: Choice,
+        names: Sequence[str],
+        pointed: Slot | None,
+        role: str,
+    ) -> PlanEntry:
+        """The entry of a slot that one of the checkpoint's optimizers has, for owners of these names."""
+        slot = target.slot
+        assert slot is not None
         said, role = bool(role) or slot.role in self._roles, role or self._roles.get(slot.role, slot.role)
-        parts = sorted({source.part for source in owner.choice.sources})
+        parts = sorted({source.part for source in choice.sources})
         if len(parts) > 1:
-            return self._unmatched(target, _of_several(target, role, owner.choice.sources, parts))
+            return self._unmatched(target, _of_several(target, role, choice.sources, parts))
         meant = self._theirs.get(pointed.optimizer) if pointed is not None else None
-        optimizer = meant or self._pair(slot.optimizer, role, owner.choice.sources)
+        optimizer = meant or self._pair(slot.optimizer, role, choice.sources)
         if isinstance(optimizer, str):
             return self._unmatched(target, optimizer)
         role = role if said else self._word(optimizer, slot)
-        refusal = self._meanings.get((slot.optimizer, slot.role, optimizer.name))
-        if refusal is None:
-            refusal = self._refuse_meaning(slot.optimizer, slot.role, optimizer)
-            self._meanings[slot.optimizer, slot.role, optimizer.name] = refusal
+        refusal = self._meaning(slot, optimizer)
         if refusal:
             return self._unmatched(target, refusal)
         found = [self._table.get((optimizer.name, role, name)) for name in names]
@@ -135,10 +146,17 @@ class SlotResolver:
             return self._lacks(target, owner, reason, self._stored(role, missing))
         # Where a name that somebody chose hides the class in the checkpoint, it is that of the program (`_same_class`).
         family = optimizer.family or self._ours.get(slot.optimizer, optimizer).family
-        choice = owner.choice
         if is_presumed(optimizer):  # no proof, and said to be none
             choice = msgspec.structs.replace(choice, proof=Proof.ORDER)
         return self._build(target, choice, tensors, family)
+
+    def _meaning(self, slot: Slot, optimizer: OptimizerInfo) -> str:
+        """What `_refuse_meaning` says, asked once for all slots of a role."""
+        key = slot.optimizer, slot.role, optimizer.name
+        refusal = self._meanings.get(key)
+        if refusal is None:
+            refusal = self._meanings[key] = self._refuse_meaning(slot.optimizer, slot.role, optimizer)
+        return refusal
 
     def with_advice(self, entries: Iterable[PlanEntry]) -> list[PlanEntry]:
         """The entries of all slots, those that the checkpoint lacks with the rules of which one says what is meant."""

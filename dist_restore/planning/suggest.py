@@ -13,8 +13,9 @@ from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 
 import msgspec
 
+from dist_restore.core.index import CheckpointIndex, SourceTensor, TargetIndex
 from dist_restore.core.nearest import likeness, nearest, tokens
-from dist_restore.core.specs import CheckpointIndex, SourceTensor, TargetIndex, TensorSpec
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.planning.entries import PlanEntry, Problem
 from dist_restore.planning.name_table import NameTable
 from dist_restore.planning.proofs_by_name import SameWords, could_make

@@ -13,8 +13,7 @@ import msgspec
 
 from dist_restore.core.errors import UnbuiltModelError, UnmatchedError
 from dist_restore.core.graph import Node
-from dist_restore.core.nearest import quote
-from dist_restore.core.specs import (
+from dist_restore.core.index import (
     AliasKind,
     CheckpointIndex,
     Group,
@@ -24,6 +23,7 @@ from dist_restore.core.specs import (
     TargetVariable,
     Unbuilt,
 )
+from dist_restore.core.nearest import quote
 from dist_restore.naming.slot_roles import degree_of, is_known
 from dist_restore.planning.entries import PlanEntry, Problem, Status
 

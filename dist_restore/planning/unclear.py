@@ -6,11 +6,11 @@ import collections
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from dist_restore.core.index import AliasKind, SourceTensor
 from dist_restore.core.shortening import shorten
-from dist_restore.core.specs import AliasKind, SourceTensor
 from dist_restore.planning.entries import PlanEntry, Problem
 from dist_restore.planning.proposals import quote_toml
-from dist_restore.planning.summary import collapse
+from dist_restore.planning.row_families import collapse
 
 _NUMBER = re.compile(r"[0-9]+")
 # Candidates that a block names, and characters of the names of a family.

@@ -6,7 +6,8 @@ Run by every worker for itself: what it raises goes to all of them, with its ran
 from __future__ import annotations
 
 from dist_restore.core.errors import PlanMismatchError, RestoreError
-from dist_restore.core.specs import CheckpointIndex, TargetIndex, TensorSpec
+from dist_restore.core.index import CheckpointIndex, TargetIndex
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops import infer
 from dist_restore.planning.entries import PlanEntry
 from dist_restore.planning.plan import RestorePlan

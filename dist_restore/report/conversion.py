@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from dist_restore.core.text import human_bytes
 from dist_restore.planning.entries import Status
 from dist_restore.planning.plan import RestorePlan
-from dist_restore.planning.summary import collapse, human_bytes
+from dist_restore.planning.row_families import collapse
 
 _SHOWN = 10
 

@@ -5,19 +5,14 @@ Meant for TensorBoard's text page, a pull request or a file. Names show literall
 
 from __future__ import annotations
 
-from dist_restore.core.specs import Group
+from dist_restore.core.index import Group
+from dist_restore.core.text import escape_text, human_bytes
 from dist_restore.ops import describe
 from dist_restore.planning.entries import Coverage, PlanEntry, Tally, Unused
+from dist_restore.planning.markdown_text import markdown_block, markdown_table, markdown_text
 from dist_restore.planning.plan import RestorePlan
-from dist_restore.planning.summary import (
-    escape_text,
-    human_bytes,
-    markdown_block,
-    markdown_table,
-    markdown_text,
-    patterns,
-    share,
-)
+from dist_restore.planning.row_families import patterns
+from dist_restore.planning.summary import share
 
 # A table of this many rows is what a browser and TensorBoard's renderer still show within seconds.
 MAX_ROWS = 5000

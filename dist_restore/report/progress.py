@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from dist_restore.core.shortening import shorten
-from dist_restore.planning.summary import escape_text
+from dist_restore.core.text import escape_text
 
 # A restore that takes less than this shows nothing; a flash of a bar tells nobody anything.
 DELAY_SECONDS = 1.0

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 
+from dist_restore.core.text import escape_text, human_bytes
 from dist_restore.planning.entries import Coverage
 from dist_restore.planning.plan import RestorePlan
-from dist_restore.planning.summary import REASON_WIDTH, collapse, escape_text, human_bytes
+from dist_restore.planning.row_families import collapse
+from dist_restore.planning.summary import REASON_WIDTH
 from dist_restore.report import json as encode
 
 # What was compared beyond the checkpoint's checksums, in words, by the `verify` option.

@@ -10,8 +10,8 @@ import dataclasses
 from dist_restore.checkpoints.open import Resolved
 from dist_restore.checkpoints.reader import Source
 from dist_restore.core.errors import PlanMismatchError
+from dist_restore.core.index import TargetIndex
 from dist_restore.core.options import Order, Reads, RestoreConfig
-from dist_restore.core.specs import TargetIndex
 from dist_restore.distribute.decisions import Acknowledgement
 from dist_restore.planning.order import refuse_order
 from dist_restore.planning.plan import RestorePlan

@@ -16,9 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from dist_restore.checkpoints.tf.bundle import Bundle
+from dist_restore.core.dtypes import OPAQUE
 from dist_restore.core.errors import RestoreError, VerificationError
-from dist_restore.core.specs import TensorSpec
-from dist_restore.planning.sides import OPAQUE
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.tf_internals.host_memory import Blank
 
 _HOST = "/CPU:0"

@@ -21,8 +21,8 @@ from dist_restore.core import crc32c as checksum
 from dist_restore.core.arrays import bytes_of
 from dist_restore.core.errors import RestoreError
 from dist_restore.core.gc_pause import uncollected
+from dist_restore.core.index import TargetIndex
 from dist_restore.core.options import Order, RestoreConfig, Unmatched, choice
-from dist_restore.core.specs import TargetIndex
 from dist_restore.engine.pipeline import stream
 from dist_restore.engine.reading import Value, locate, make_works
 from dist_restore.engine.units import make_units

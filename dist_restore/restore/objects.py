@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from dist_restore.checkpoints.reader import ObjectSource, Source
 from dist_restore.core.errors import RestoreError, UnsupportedFormatError
-from dist_restore.core.specs import ITERATOR
+from dist_restore.core.tensors import ITERATOR
 from dist_restore.distribute.communicator import Communicator
 from dist_restore.planning.entries import PlanEntry
 from dist_restore.targets.objects import Stateful, pack, restore, undone_on_failure, unpack

@@ -18,9 +18,10 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from dist_restore.checkpoints.open import open_checkpoint
 from dist_restore.checkpoints.tf.bundle import BundleEntry
 from dist_restore.checkpoints.tf.checkpoint import OBJECT_GRAPH_KEY, TfCheckpoint
+from dist_restore.core.dtypes import OPAQUE
 from dist_restore.core.errors import RestoreError, UnmatchedError, UnsupportedFormatError
-from dist_restore.core.specs import TargetIndex
-from dist_restore.planning.sides import OPAQUE, as_targets, is_value, only_values
+from dist_restore.core.index import TargetIndex
+from dist_restore.planning.sides import as_targets, is_value, only_values
 from dist_restore.targets.targets import Restorable, Targets, find_targets
 
 _VALUE = "VARIABLE_VALUE"

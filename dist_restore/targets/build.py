@@ -14,7 +14,7 @@ from typing import Protocol
 import keras
 import tensorflow as tf
 
-from dist_restore.core.specs import Unbuilt
+from dist_restore.core.index import Unbuilt
 from dist_restore.targets import tf_keras as keras2
 from dist_restore.targets.children import is_container, is_optimizer, is_variable, layer_classes, unwrap
 from dist_restore.targets.unbuilt import built_for_less, makes_variables

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from dist_restore.core.errors import RestoreError
-from dist_restore.core.specs import snake_case
+from dist_restore.core.text import snake_case
 from dist_restore.targets import tf_keras as keras2
 from dist_restore.targets.objects import is_stateful
 from dist_restore.tf_internals.sharded import is_sharded, is_sharded_class

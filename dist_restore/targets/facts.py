@@ -12,9 +12,10 @@ import keras
 import msgspec
 import tensorflow as tf
 
-from dist_restore.core.specs import Group, snake_case
+from dist_restore.core.index import Group
+from dist_restore.core.text import snake_case
 from dist_restore.naming.automatic_names import looks_automatic
-from dist_restore.naming.names import POSITIONAL_CONTAINERS
+from dist_restore.naming.keras_containers import POSITIONAL_CONTAINERS
 from dist_restore.targets import tf_keras as keras2
 from dist_restore.targets.children import is_container, is_counted, is_optimizer, keras_variables, layer_classes, unwrap
 

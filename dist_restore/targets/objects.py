@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from dist_restore.core.errors import CheckpointCorruptError, RestoreError
-from dist_restore.core.specs import ITERATOR, TensorSpec, table_dtype
+from dist_restore.core.tensors import ITERATOR, TensorSpec, table_dtype
 
 Table: TypeAlias = "tf.lookup.experimental.MutableHashTable | tf.lookup.experimental.DenseHashTable"
 _TABLES = (tf.lookup.experimental.MutableHashTable, tf.lookup.experimental.DenseHashTable)

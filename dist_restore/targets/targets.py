@@ -16,16 +16,8 @@ import tensorflow as tf
 
 from dist_restore.core.errors import RestoreError, UnbuiltModelError
 from dist_restore.core.graph import Leaf, Node, Scene
-from dist_restore.core.specs import (
-    Alias,
-    AliasKind,
-    Group,
-    OptimizerInfo,
-    TargetIndex,
-    TargetVariable,
-    TensorSpec,
-    Unbuilt,
-)
+from dist_restore.core.index import Alias, AliasKind, Group, OptimizerInfo, TargetIndex, TargetVariable, Unbuilt
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.naming.names import NamedLeaf, name_graph
 from dist_restore.targets.facts import LiveLeaf
 from dist_restore.targets.objects import spec_of

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import keras
 import tensorflow as tf
 
-from dist_restore.core.specs import Unbuilt
+from dist_restore.core.index import Unbuilt
 from dist_restore.targets import tf_keras as keras2
 from dist_restore.targets.children import is_optimizer_class, layer_classes
 

@@ -15,7 +15,8 @@ import msgspec
 import tensorflow as tf
 
 from dist_restore.core.graph import LayerName, Leaf, Node
-from dist_restore.core.specs import Unbuilt, snake_case
+from dist_restore.core.index import Unbuilt
+from dist_restore.core.text import snake_case
 from dist_restore.targets import tf_keras as keras2
 from dist_restore.targets.build import Builder
 from dist_restore.targets.children import (

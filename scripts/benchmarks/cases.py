@@ -222,7 +222,7 @@ def keras_weights(case: dict) -> dict[str, float]:
 def slice_ours(case: dict) -> dict[str, float]:
     """Reads some rows of a large tensor."""
     from dist_restore.checkpoints.open import open_checkpoint
-    from dist_restore.core.specs import Box
+    from dist_restore.core.tensors import Box
 
     prefix = prefix_of(case)
     source = open_checkpoint(prefix)
@@ -253,7 +253,8 @@ def slice_native(case: dict) -> dict[str, float]:
 
 def plan_case(case: dict) -> dict[str, float]:
     """Plans two indexes of many names with 20 rules against each other; no files, no TensorFlow objects."""
-    from dist_restore.core.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable, TensorSpec
+    from dist_restore.core.index import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable
+    from dist_restore.core.tensors import TensorSpec
     from dist_restore.planning.planner import Options, resolve
     from dist_restore.planning.rules.rule_set import RuleSet
 

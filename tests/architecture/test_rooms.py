@@ -3,6 +3,7 @@
 import ast
 import json
 import pathlib
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -77,6 +78,21 @@ def test_files_load_each_other_in_no_circle() -> None:
 @pytest.mark.parametrize("folder", sorted({p.parent for p in FILES}), ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_room_says_what_it_knows(folder: pathlib.Path) -> None:
     assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+
+
+# ---- What a reader can take in ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_has_one_idea_and_functions_are_short(path: pathlib.Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400, "a file of more than 400 lines holds two ideas"
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert not [f.name for f in functions if (f.end_lineno or 0) - f.lineno >= 45], "functions of more than 45 lines"
+
+
+def test_most_files_are_small() -> None:
+    assert statistics.median(path.read_text().count("\n") for path in FILES) < 150
 
 
 # ---- Importing costs nothing -----------------------------------------------------------------------------

@@ -19,9 +19,10 @@ from dist_restore.checkpoints.files import files
 from dist_restore.checkpoints.files.boxes import read_box
 from dist_restore.checkpoints.reader import Stored
 from dist_restore.core.arrays import bytes_of
+from dist_restore.core.dtypes import stored_dtype
 from dist_restore.core.errors import CheckpointCorruptError, RestoreError, UnsupportedFormatError
-from dist_restore.core.specs import Box, CheckpointIndex, TensorSpec
-from dist_restore.core.tf_dtypes import numpy_dtype
+from dist_restore.core.index import CheckpointIndex
+from dist_restore.core.tensors import Box, TensorSpec
 
 # Where a format has no checksums, files up to this size are hashed whole for `identity`, and of larger ones samples.
 _HASHED_WHOLE = 8 << 20
@@ -260,7 +261,7 @@ def spec_of(where: str, dtype: np.dtype, shape: Sequence[int]) -> TensorSpec:
       UnsupportedFormatError: TensorFlow has no such dtype (objects, text, dates, records).
     """
     name = dtype.newbyteorder("=").name
-    if numpy_dtype(name) is None or dtype.hasobject:
+    if stored_dtype(name) is None or dtype.hasobject:
         raise UnsupportedFormatError(
             f"{where}: dtype {dtype} is none of a variable's. Arrays of objects hold pickles, which are never read; "
             "save plain numeric arrays."

@@ -9,7 +9,7 @@ import numpy as np
 
 from dist_restore.checkpoints.files import byte_regions as regions
 from dist_restore.core.arrays import bytes_of
-from dist_restore.core.specs import Box
+from dist_restore.core.tensors import Box
 
 # Fills an array of bytes from a byte of the stored array on.
 Fill: TypeAlias = Callable[[int, np.ndarray], None]

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from dist_restore.core.specs import Box
+from dist_restore.core.tensors import Box
 
 MAX_ROW = 1 << 20
 

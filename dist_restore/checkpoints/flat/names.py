@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Mapping
 
-from dist_restore.core.specs import Alias, AliasKind, SourceTensor, TensorSpec
+from dist_restore.core.index import Alias, AliasKind, SourceTensor
+from dist_restore.core.tensors import TensorSpec
 
 
 def name_tensors(specs: Mapping[str, TensorSpec]) -> tuple[SourceTensor, ...]:

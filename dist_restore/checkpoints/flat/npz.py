@@ -21,7 +21,8 @@ from dist_restore.checkpoints.files.zip_archive import Archive, Member
 from dist_restore.checkpoints.flat.names import first_repeated, name_tensors
 from dist_restore.core.arrays import bytes_of
 from dist_restore.core.errors import CheckpointCorruptError
-from dist_restore.core.specs import Box, CheckpointIndex, TensorSpec
+from dist_restore.core.index import CheckpointIndex
+from dist_restore.core.tensors import Box, TensorSpec
 
 # NumPy writes 128 bytes, and refuses to read more than 10,000.
 _MAX_HEADER = 16 << 10

@@ -25,9 +25,10 @@ from dist_restore.checkpoints.files.array_reader import (
     sampled_digest,
 )
 from dist_restore.checkpoints.flat.names import first_repeated, name_tensors
+from dist_restore.core.dtypes import stored_dtype
 from dist_restore.core.errors import CheckpointCorruptError, CheckpointNotFoundError, UnsupportedFormatError
-from dist_restore.core.specs import CheckpointIndex, TensorSpec
-from dist_restore.core.tf_dtypes import numpy_dtype
+from dist_restore.core.index import CheckpointIndex
+from dist_restore.core.tensors import TensorSpec
 
 INDEX_SUFFIX = ".safetensors.index.json"
 # What the format's own reader allows.
@@ -86,7 +87,7 @@ def _source(path: str, opened: list[DataFile], weights: Mapping[str, str]) -> Re
         for name, (spec, offset) in spans.items():
             if name in found:
                 raise CheckpointCorruptError(f"{file.path}: tensor {name!r} is in another file of {path} too")
-            dtype = numpy_dtype(spec.dtype)
+            dtype = stored_dtype(spec.dtype)
             assert dtype is not None
             found[name], specs[name] = RawTensor(file, offset, dtype.newbyteorder("<"), spec.shape), spec
     _require_complete(path, found, weights)
@@ -136,7 +137,7 @@ def _read_header(file: DataFile) -> tuple[bytes, _Spans]:
 def _span(file: DataFile, name: str, value: object, start: int) -> tuple[TensorSpec, int]:
     where = f"{file.path}: tensor {name[:200]!r}"
     dtype, shape, (begin, end) = _fields(where, value)
-    if dtype not in _DTYPES or numpy_dtype(_DTYPES[dtype]) is None:
+    if dtype not in _DTYPES or stored_dtype(_DTYPES[dtype]) is None:
         raise UnsupportedFormatError(f"{where}: dtype {dtype[:40]!r} is none of {', '.join(_DTYPES)}", names=(name,))
     if not 0 <= begin <= end <= file.size - start:
         raise CheckpointCorruptError(
@@ -144,7 +145,7 @@ def _span(file: DataFile, name: str, value: object, start: int) -> tuple[TensorS
             names=(name,),
         )
     spec = TensorSpec(tuple(shape), _DTYPES[dtype])
-    require_fits(where, np.dtype(numpy_dtype(spec.dtype)), shape, end - begin)
+    require_fits(where, np.dtype(stored_dtype(spec.dtype)), shape, end - begin)
     return spec, start + begin
 
 

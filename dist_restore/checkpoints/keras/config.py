@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from dist_restore.core.errors import CheckpointCorruptError
-from dist_restore.core.specs import snake_case
+from dist_restore.core.text import snake_case
 
 _CONTAINERS = frozenset({"Functional", "Sequential", "Model"})
 _MAX_DEPTH = 100

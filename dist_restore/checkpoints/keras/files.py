@@ -18,7 +18,8 @@ from dist_restore.checkpoints.keras.scene import scene_of
 from dist_restore.checkpoints.keras.weights import is_weights, name_weights, numbered_optimizers
 from dist_restore.checkpoints.of_file import of_file
 from dist_restore.core.errors import CheckpointCorruptError, UnsupportedFormatError
-from dist_restore.core.specs import Box, CheckpointIndex, OptimizerInfo, SourceTensor
+from dist_restore.core.index import CheckpointIndex, OptimizerInfo, SourceTensor
+from dist_restore.core.tensors import Box
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _MAX_CONFIG = 256 << 20

@@ -19,7 +19,7 @@ import numpy as np
 from dist_restore.checkpoints.files.array_reader import DataFile, RawTensor, TensorReader, native, require_fits, spec_of
 from dist_restore.checkpoints.files.zip_archive import MAX_EXPANSION, Window
 from dist_restore.core.errors import CheckpointCorruptError, RestoreError, UnsupportedFormatError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 
 # What Keras and h5py write: deflate, shuffle, Fletcher's checksum and LZF (32000); all built in, none loaded.
 _FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, 32000})

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.checkpoints.keras.hdf5 import Dataset, Group
 from dist_restore.core.errors import CheckpointCorruptError
-from dist_restore.core.specs import Alias, AliasKind, OptimizerInfo, Slot, SourceTensor
+from dist_restore.core.index import Alias, AliasKind, OptimizerInfo, Slot, SourceTensor
 from dist_restore.naming.automatic_names import looks_automatic
 from dist_restore.naming.names import slot_name
 from dist_restore.naming.slot_roles import degree_of, family_of, role_of_slot

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dist_restore.checkpoints.keras.config import LayerConfig
 from dist_restore.checkpoints.keras.hdf5 import Group
 from dist_restore.core.graph import LayerName, Leaf, Node, Scene
-from dist_restore.core.specs import SourceTensor
+from dist_restore.core.index import SourceTensor
 from dist_restore.naming.automatic_names import looks_automatic, without_counter
 
 _VARS, _LAYERS, _OPTIMIZER = "vars", "layers", "optimizer"

@@ -17,7 +17,7 @@ from dist_restore.checkpoints.keras.hdf5 import Dataset, Group
 from dist_restore.checkpoints.keras.layers import class_of
 from dist_restore.checkpoints.keras.scene import in_order
 from dist_restore.core.errors import CheckpointCorruptError
-from dist_restore.core.specs import Alias, AliasKind, OptimizerInfo, Place, SourceTensor
+from dist_restore.core.index import Alias, AliasKind, OptimizerInfo, Place, SourceTensor
 from dist_restore.naming.automatic_names import looks_automatic, without_counter
 from dist_restore.naming.layer_variables import variable_names
 from dist_restore.naming.optimizer_classes import KERAS_3

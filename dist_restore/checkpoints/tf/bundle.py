@@ -28,9 +28,9 @@ from dist_restore.checkpoints.tf.fallback_reader import UNKNOWN_SHARD, TfReader
 from dist_restore.checkpoints.tf.shards import Shards
 from dist_restore.checkpoints.tf.sstable import CompressedTableError, read_table
 from dist_restore.core import crc32c as checksum
-from dist_restore.core import tf_dtypes
+from dist_restore.core import dtypes
 from dist_restore.core.errors import CheckpointCorruptError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 
 __all__ = ["Bundle", "BundleEntry", "SliceEntry"]
 
@@ -150,7 +150,7 @@ class Bundle:
     def stored(self, key: str) -> Stored | None:
         """See `DirectSource.stored`."""
         entry = self.entries[key]
-        if entry.slices or entry.shard == UNKNOWN_SHARD or tf_dtypes.numpy_dtype(entry.spec.dtype) is None:
+        if entry.slices or entry.shard == UNKNOWN_SHARD or dtypes.stored_dtype(entry.spec.dtype) is None:
             return None  # of strings too there is no such dtype
         return Stored(entry.shard, entry.offset, entry.size, checksum.unmask(entry.crc32c))
 
@@ -169,7 +169,7 @@ class Bundle:
           CheckpointCorruptError: it is no scalar string, or its bytes are not those that were written.
         """
         entry = self.entries[key]
-        if entry.spec != TensorSpec((), tf_dtypes.STRING):
+        if entry.spec != TensorSpec((), dtypes.STRING):
             raise CheckpointCorruptError(
                 f"{self._shards.prefix}: tensor {key!r}: expected string[], found {entry.spec}", names=(key,)
             )
@@ -183,7 +183,7 @@ class Bundle:
         """The dtype of the array that holds the tensor; None for what is left to TensorFlow's own reader."""
         if entry.shard == UNKNOWN_SHARD:
             return None
-        return np.dtype(object) if entry.spec.dtype == tf_dtypes.STRING else tf_dtypes.numpy_dtype(entry.spec.dtype)
+        return np.dtype(object) if entry.spec.dtype == dtypes.STRING else dtypes.stored_dtype(entry.spec.dtype)
 
     def _read_by_tensorflow(self, entry: BundleEntry) -> np.ndarray:
         with self._lock:

@@ -16,9 +16,9 @@ from tensorflow.core.protobuf import tensor_bundle_pb2
 
 from dist_restore.checkpoints.files import byte_regions as regions
 from dist_restore.checkpoints.tf import ordered_code, string_tensors
-from dist_restore.core import tf_dtypes
+from dist_restore.core import dtypes
 from dist_restore.core.errors import CheckpointCorruptError, UnsupportedFormatError
-from dist_restore.core.specs import Box, TensorSpec
+from dist_restore.core.tensors import Box, TensorSpec
 
 # The newest version that is known here; TensorFlow has written it since 2016.
 _VERSION = 1
@@ -168,7 +168,7 @@ def _corrupt(path: str, key: str, expected: str, found: str) -> CheckpointCorrup
 
 
 def _spec(path: str, key: str, number: int, shape: tuple[int, ...]) -> TensorSpec:
-    spec = TensorSpec(shape, tf_dtypes.name_of(number))
+    spec = TensorSpec(shape, dtypes.name_of(number))
     if any(n < 0 for n in shape):
         raise _corrupt(path, key, "sizes of axes", str(list(shape)))
     if len(shape) > _MAX_RANK:
@@ -182,12 +182,12 @@ def _spec(path: str, key: str, number: int, shape: tuple[int, ...]) -> TensorSpe
 
 
 def _check_size(path: str, entry: BundleEntry) -> None:
-    spec, dtype = entry.spec, tf_dtypes.numpy_dtype(entry.spec.dtype)
+    spec, dtype = entry.spec, dtypes.stored_dtype(entry.spec.dtype)
     if dtype is not None:
         expected = spec.elements * dtype.itemsize
         if entry.size != expected:
             raise _corrupt(path, entry.key, f"{expected} bytes for {spec}", f"{entry.size} bytes")
-    elif spec.dtype == tf_dtypes.STRING:
+    elif spec.dtype == dtypes.STRING:
         # One byte at least for the length of each.
         least = spec.elements + string_tensors.LENGTHS_CHECKSUM_SIZE if spec.elements else 0
         if entry.size < least:

@@ -23,7 +23,8 @@ from dist_restore.checkpoints.tf.object_states import State, edges_of, state_at
 from dist_restore.checkpoints.tf.tf1_slots import with_slots
 from dist_restore.core.errors import CheckpointCorruptError, UnsupportedFormatError
 from dist_restore.core.graph import Leaf, Node, Scene
-from dist_restore.core.specs import Alias, AliasKind, Box, CheckpointIndex, OptimizerInfo, SourceTensor
+from dist_restore.core.index import Alias, AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor
+from dist_restore.core.tensors import Box
 from dist_restore.naming.names import NamedLeaf, name_graph
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"

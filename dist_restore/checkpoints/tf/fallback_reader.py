@@ -12,14 +12,14 @@ from typing import Protocol
 import numpy as np
 
 from dist_restore.checkpoints.tf.bundle_index import BundleEntry
-from dist_restore.core import tf_dtypes
+from dist_restore.core import dtypes
 from dist_restore.core.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
     RestoreError,
     UnsupportedFormatError,
 )
-from dist_restore.core.specs import TensorSpec
+from dist_restore.core.tensors import TensorSpec
 
 # Marks an entry of which only TensorFlow's reader knows where it lies.
 UNKNOWN_SHARD = -1
@@ -95,7 +95,7 @@ def _require_known(dtype: str) -> None:
     """Raises TypeError for a dtype that TensorFlow does not know: asked to read one, it ends the process."""
     import tensorflow as tf
 
-    number = tf_dtypes.number_of(dtype)
+    number = dtypes.number_of(dtype)
     if dtype == "resource" or not number or tf.dtypes.as_dtype(number).as_datatype_enum != number:
         raise TypeError(f"{dtype} is no dtype of a stored tensor")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from dist_restore.checkpoints.tf.bundle_index import BundleEntry
-from dist_restore.core.specs import ITERATOR, TensorSpec, table_dtype
+from dist_restore.core.tensors import ITERATOR, TensorSpec, table_dtype
 
 _ATTRIBUTES = "/.ATTRIBUTES/"
 _ESCAPED = re.compile(r"\.(.)")

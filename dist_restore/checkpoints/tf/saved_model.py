@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from dist_restore.checkpoints.tf.checkpoint import TfCheckpoint
-from dist_restore.core.specs import Alias, AliasKind, CheckpointIndex, SourceTensor
+from dist_restore.core.index import Alias, AliasKind, CheckpointIndex, SourceTensor
 from dist_restore.naming.automatic_names import looks_automatic
 
 # The lists of `keras.export.ExportArchive` (Keras 3.0 - 3.15).

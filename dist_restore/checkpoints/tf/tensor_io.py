@@ -9,9 +9,9 @@ from dist_restore.checkpoints.tf import string_tensors
 from dist_restore.checkpoints.tf.bundle_index import BundleEntry
 from dist_restore.checkpoints.tf.shards import Shards
 from dist_restore.core import crc32c as checksum
-from dist_restore.core import tf_dtypes
+from dist_restore.core import dtypes
 from dist_restore.core.arrays import bytes_of
-from dist_restore.core.specs import Box
+from dist_restore.core.tensors import Box
 
 # What is read before its checksum is computed: small enough to be in the cache still.
 _CHUNK = 1 << 20
@@ -23,7 +23,7 @@ def read_into(shards: Shards, entry: BundleEntry, box: Box, out: np.ndarray) -> 
     Raises:
       CheckpointCorruptError: the file ends too early, or `box` is everything and the checksum differs.
     """
-    if entry.spec.dtype == tf_dtypes.STRING:
+    if entry.spec.dtype == dtypes.STRING:
         out[...] = _read_strings(shards, entry)[box.slices()]
     elif not out.flags.c_contiguous:
         dense = np.empty(out.shape, out.dtype)
@@ -42,7 +42,7 @@ def check(shards: Shards, entry: BundleEntry) -> None:
       CheckpointCorruptError: the file ends too early, or the checksum differs.
     """
     crc, begin = 0, 0
-    if entry.spec.dtype == tf_dtypes.STRING:
+    if entry.spec.dtype == dtypes.STRING:
         lengths, begin = _read_lengths(shards, entry)
         crc = string_tensors.lengths_checksum(lengths)
     buffer = np.empty(min(entry.size, _CHUNK), np.uint8)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from dist_restore.core.specs import Alias, AliasKind, OptimizerInfo, Slot, SourceTensor
+from dist_restore.core.index import Alias, AliasKind, OptimizerInfo, Slot, SourceTensor
 from dist_restore.naming.slot_roles import SHADOWS, family_of_tf1_slot, roles_of_tf1_slots
 
 _COUNTER = re.compile(r"_([1-9][0-9]{0,3})\Z")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from dist_restore.core.errors import VerificationError
-from dist_restore.core.specs import TensorSpec
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.distribute.hosts.functions import COUNTS, Action, Kind, Placed
 from dist_restore.distribute.hosts.lanes import Step, run_on_hosts
 from dist_restore.distribute.hosts.placement import batches

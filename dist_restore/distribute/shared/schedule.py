@@ -13,7 +13,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dist_restore.core.specs import TensorSpec
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.engine.units import Unit, parts_of
 from dist_restore.planning.entries import PlanEntry
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic
 
-from dist_restore.core.specs import AliasKind, Group, SourceTensor, TargetVariable
+from dist_restore.core.index import AliasKind, Group, SourceTensor, TargetVariable
 from dist_restore.planning.entries import Proof
 from dist_restore.planning.matching.lists import template_of_counted
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from dist_restore.core.specs import Alias, AliasKind, SourceTensor, TargetVariable
+from dist_restore.core.index import Alias, AliasKind, SourceTensor, TargetVariable
 from dist_restore.planning.matching.lists import Lists, rests_on_index, template_of_flat
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
 from dist_restore.planning.matching.roots import PATH_KINDS, Alignment

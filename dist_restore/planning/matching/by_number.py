@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from dist_restore.core.specs import Alias, AliasKind, Group, SourceTensor, TargetVariable, TensorSpec
+from dist_restore.core.index import Alias, AliasKind, Group, SourceTensor, TargetVariable
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.planning.entries import Proof
 from dist_restore.planning.matching.by_counter import by_counter
 from dist_restore.planning.matching.by_name import by_name

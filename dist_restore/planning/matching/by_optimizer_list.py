@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic
 
-from dist_restore.core.specs import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
+from dist_restore.core.index import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
 from dist_restore.naming.automatic_names import Vocabulary
 from dist_restore.planning.entries import Proof
 from dist_restore.planning.matching.list_names import Names

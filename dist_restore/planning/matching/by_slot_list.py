@@ -11,7 +11,7 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from dist_restore.core.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable
+from dist_restore.core.index import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable
 from dist_restore.naming.automatic_names import Vocabulary
 from dist_restore.planning.matching.by_state_number import numbered_lists
 from dist_restore.planning.matching.by_walk import own_words

@@ -13,8 +13,8 @@ import functools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from dist_restore.core.index import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
 from dist_restore.core.nearest import quote
-from dist_restore.core.specs import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
 from dist_restore.naming.optimizer_classes import KERAS_3
 from dist_restore.naming.slot_roles import class_name, is_known
 from dist_restore.planning.entries import Proof

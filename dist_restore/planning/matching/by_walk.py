@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.core.graph import Scene
-from dist_restore.core.specs import SourceTensor, TargetVariable
+from dist_restore.core.index import SourceTensor, TargetVariable
 from dist_restore.naming.automatic_names import Vocabulary, without_counter
 from dist_restore.planning.entries import Proof
 from dist_restore.planning.matching.how import How

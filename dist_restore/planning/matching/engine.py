@@ -17,7 +17,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.core.graph import Scene
-from dist_restore.core.specs import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable
+from dist_restore.core.index import CheckpointIndex, SourceTensor, TargetIndex, TargetVariable
 from dist_restore.naming.automatic_names import Vocabulary
 from dist_restore.naming.optimizers import keras_3_optimizers
 from dist_restore.planning.apply_rules import Decisions

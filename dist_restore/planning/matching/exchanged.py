@@ -6,7 +6,7 @@ import collections
 from collections.abc import Callable, Iterable, Mapping
 
 from dist_restore.core.graph import Scene
-from dist_restore.core.specs import AliasKind, SourceTensor, TargetVariable
+from dist_restore.core.index import AliasKind, SourceTensor, TargetVariable
 from dist_restore.naming.automatic_names import Vocabulary
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
 

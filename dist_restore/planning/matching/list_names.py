@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from dist_restore.core.specs import AliasKind, SourceTensor, TargetVariable
+from dist_restore.core.index import AliasKind, SourceTensor, TargetVariable
 from dist_restore.naming.automatic_names import Template, Vocabulary
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from dist_restore.core.specs import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
+from dist_restore.core.index import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
 from dist_restore.naming.slot_roles import SHADOWS
 from dist_restore.planning.matching.by_state_number import StateNumbers
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome

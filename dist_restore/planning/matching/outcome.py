@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from dist_restore.core.specs import SourceTensor
+from dist_restore.core.index import SourceTensor
 from dist_restore.planning.entries import Proof
 
 

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from dist_restore.core.specs import AliasKind, Group, SourceTensor, TargetVariable
+from dist_restore.core.index import AliasKind, Group, SourceTensor, TargetVariable
 from dist_restore.planning.name_table import Side
 
 PATH_KINDS = (AliasKind.SEMANTIC, AliasKind.COUNTED)

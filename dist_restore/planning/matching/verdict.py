@@ -10,7 +10,7 @@ import collections
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from dist_restore.core.specs import SourceTensor, TargetVariable
+from dist_restore.core.index import SourceTensor, TargetVariable
 from dist_restore.planning.entries import Proof
 from dist_restore.planning.matching.by_walk import Walked
 from dist_restore.planning.matching.lists import rests_on_index, template_of_list

@@ -13,7 +13,8 @@ from typing import TypeAlias
 
 from dist_restore.core.graph import LayerName, Node, Scene
 from dist_restore.naming.automatic_names import Template, Vocabulary
-from dist_restore.naming.names import SKIPPED, TRANSPARENT, VARIABLE_LISTS, flat_names
+from dist_restore.naming.keras_containers import SKIPPED, TRANSPARENT, VARIABLE_LISTS
+from dist_restore.naming.names import flat_names
 from dist_restore.naming.optimizers import find_optimizers
 
 # What only optimizers and Keras' layers have beside such lists; other objects may use these names for what is theirs.

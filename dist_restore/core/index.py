@@ -1,7 +1,7 @@
-"""Frozen values that every room shares: what a tensor is, what it is called, whose slot it is.
+"""The two indexes: what a checkpoint has, and what a live program wants; names, kinds and slots of each tensor.
 
-Knows shapes, dtypes and names. Knows neither TensorFlow nor files nor live objects, so that whatever is
-decided from these values can be tested in milliseconds.
+Knows neither TensorFlow nor files nor live objects, so that whatever is decided from these values can be tested in
+milliseconds.
 """
 
 from __future__ import annotations
@@ -10,60 +10,12 @@ import dataclasses
 import enum
 import functools
 import hashlib
-import math
-import re
 from collections.abc import Iterable
 
 import msgspec
 
 from dist_restore.core.graph import Scene
-
-# Bytes per element by TensorFlow's dtype names. Strings have no fixed size and count as 0 here; their bytes
-# are known only to the file.
-ITEM_SIZES: dict[str, int] = {
-    "bool": 1,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "uint16": 2,
-    "int32": 4,
-    "uint32": 4,
-    "int64": 8,
-    "uint64": 8,
-    "float16": 2,
-    "bfloat16": 2,
-    "float32": 4,
-    "float64": 8,
-    "complex64": 8,
-    "complex128": 16,
-    "float8_e5m2": 1,
-    "float8_e4m3fn": 1,
-    "float8_e4m3fnuz": 1,
-    "float8_e4m3b11fnuz": 1,
-    "float8_e5m2fnuz": 1,
-    "int4": 1,
-    "uint4": 1,
-    "int2": 1,
-    "uint2": 1,
-    "float4_e2m1fn": 1,
-    "qint8": 1,
-    "quint8": 1,
-    "qint16": 2,
-    "quint16": 2,
-    "qint32": 4,
-    "string": 0,
-}
-
-
-# What stands for the dtype of an object whose state is no tensor; see also `table_dtype`.
-ITERATOR = "iterator"
-_TABLE = "table<"
-_DENSE_TABLE = "dense_table<"
-
-
-def table_dtype(keys: str, values: str, *, dense: bool) -> str:
-    """What stands for the dtype of a lookup table: `table<string, int64>`."""
-    return f"{_DENSE_TABLE if dense else _TABLE}{keys}, {values}>"
+from dist_restore.core.tensors import TensorSpec
 
 
 class Group(str, enum.Enum):
@@ -97,64 +49,6 @@ class Alias(msgspec.Struct, frozen=True, gc=False):
 
     name: str
     kind: AliasKind
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """Shape and dtype of a tensor.
-
-    Attributes:
-      shape: sizes of the axes, outermost first.
-      dtype: TensorFlow's name of the dtype, such as `float32`, `bfloat16` or `string`.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    # Kept, because most tensors of an index share a few specs, and each is asked several times.
-    @functools.cached_property
-    def elements(self) -> int:
-        """Number of elements (1 for a scalar)."""
-        return math.prod(self.shape)
-
-    @functools.cached_property
-    def nbytes(self) -> int:
-        """Bytes of the elements; 0 for strings, whose size only the file knows."""
-        return self.elements * ITEM_SIZES.get(self.dtype, 0)
-
-    @functools.cached_property
-    def is_object(self) -> bool:
-        """Whether it stands for an object that is restored by a method of its own, not for a tensor."""
-        return self.dtype == ITERATOR or self.dtype.startswith((_TABLE, _DENSE_TABLE))
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Box:
-    """A rectangular part of a tensor: `begin` and `size` per axis, in elements."""
-
-    begin: tuple[int, ...]
-    size: tuple[int, ...]
-
-    @staticmethod
-    def whole(shape: tuple[int, ...]) -> Box:
-        """The box that covers all of a tensor of this shape."""
-        return Box((0,) * len(shape), shape)
-
-    def covers(self, shape: tuple[int, ...]) -> bool:
-        """Whether this box is all of a tensor of this shape."""
-        return self.size == shape and not any(self.begin)
-
-    @property
-    def elements(self) -> int:
-        """Number of elements inside the box."""
-        return math.prod(self.size)
-
-    def slices(self) -> tuple[slice, ...]:
-        """The box as indexes for `array[...]`."""
-        return tuple(slice(b, b + s) for b, s in zip(self.begin, self.size, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -371,14 +265,6 @@ class TargetIndex:
         """SHA-256 over names, shapes and dtypes; equal on all workers that built the same program."""
         texts, variables = _SpecTexts(), sorted(self.variables, key=lambda v: v.name)
         return _fingerprint([f"{v.name}\0{texts.of(v.spec)}\0{_slot_text(v.slot)}" for v in variables])
-
-
-@functools.lru_cache(maxsize=1 << 10)  # asked for each layer
-def snake_case(class_name: str) -> str:
-    """A class name as Keras writes it in groups and automatic names: `BatchNormalization` -> `batch_normalization`."""
-    name = re.sub(r"\W+", "", class_name)
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _slot_text(slot: Slot | None) -> str:
