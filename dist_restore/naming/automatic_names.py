@@ -41,6 +41,20 @@ _CLASSES = frozenset(
     """.split()
 )
 
+# What optimizers of Keras 3 and tf_keras are called where nobody named them.
+_OPTIMIZERS = frozenset(
+    """
+    SGD sgd RMSprop rmsprop rm_sprop Adam adam AdamW adamw adam_w Adadelta adadelta Adafactor adafactor Adagrad adagrad
+    Adamax adamax Ftrl ftrl Lamb lamb Lion lion Muon muon Nadam nadam loss_scale_optimizer multi_optimizer
+    schedule_free_adam_w
+    """.split()
+)
+# How `Bidirectional` calls the two layers that it holds, before their own names.
+_WRAPPED = re.compile(r"(?:forward|backward)_(?=.)")
+# What Keras calls the parts of an attention layer.
+_PARTS = frozenset({"query", "key", "value", "attention_output"})
+_WITH_PARTS = ("multi_head_attention", "grouped_query_attention")
+
 
 class Template(NamedTuple):
     """A name without its counters.
@@ -61,6 +75,7 @@ def without_counter(name: str) -> str:
 
 def looks_automatic(name: str) -> bool:
     """Whether a layer's name is one that Keras makes up for a class of its own."""
+    name = _WRAPPED.sub("", name, count=1)
     return without_counter(name) in _CLASSES or name in _CLASSES
 
 
@@ -70,7 +85,7 @@ class Vocabulary:
     def __init__(self, words: Iterable[str] = ()) -> None:
         """Adds the words of a program's own classes, such as `my_block`."""
         # What a weight without a name of its own is called.
-        self._words = _CLASSES.union(words, ("variable",))
+        self._words = _CLASSES.union(_OPTIMIZERS, words, ("variable",))
         self._known: dict[tuple[str, str], Template] = {}
 
     def path(self, text: str) -> Template:
@@ -87,14 +102,38 @@ class Vocabulary:
             found = self._known[text, separator] = self._of_path(text) if separator == "/" else self._of_flat(text)
         return found
 
+    def chosen_in_path(self, text: str) -> str:
+        """The parts of a path that somebody chose."""
+        found: list[str] = []
+        before = ""  # the automatic word of the part before
+        for part in text.split("/"):
+            word = self._word(part)
+            if not word and not (part in _PARTS and before in _WITH_PARTS):
+                found.append(part)
+            before = word
+        return "/".join(found)
+
+    def chosen_in_flat(self, text: str) -> str:
+        """The same of a path without separators, with the variable's own name."""
+        parts = self._attention.sub("", text)
+        return "_".join(filter(None, self._wrapped_pattern.sub("", parts).split("_")))
+
+    def _word(self, part: str) -> str:
+        """The automatic word that a part of a path is, counter apart; empty where it is none."""
+        inner = _WRAPPED.sub("", part, count=1)
+        for name in dict.fromkeys((part, inner)):
+            for word in (name, without_counter(name)):
+                if word in self._words:
+                    return word
+        return ""
+
     def _of_path(self, text: str) -> Template:
         parts, counters = text.split("/"), []
         for position, part in enumerate(parts):
-            base = without_counter(part)
-            if part in self._words:
-                base = part
-            elif base not in self._words:
+            word = self._word(part)
+            if not word:
                 continue
+            base = part if part.endswith(word) else without_counter(part)
             parts[position] = f"{base}{{}}"
             counters.append(int(part[len(base) + 1 :] or 0))
         return Template("/".join(parts), tuple(counters))
@@ -113,3 +152,13 @@ class Vocabulary:
         # Of fixed words alone, the longest first: no repetition inside, so that it cannot hang.
         words = "|".join(map(re.escape, sorted(self._words, key=lambda w: (-len(w), w))))
         return re.compile(rf"(?<![^_])({words})(?:_([0-9]{{1,9}}))?(?![^_])")
+
+    @functools.cached_property
+    def _wrapped_pattern(self) -> re.Pattern[str]:
+        words = self._pattern.pattern.removeprefix("(?<![^_])")
+        return re.compile(rf"(?<![^_])(?:(?:forward|backward)_)?{words}")
+
+    @functools.cached_property
+    def _attention(self) -> re.Pattern[str]:
+        layers, parts = "|".join(_WITH_PARTS), "|".join(sorted(_PARTS, key=len, reverse=True))
+        return re.compile(rf"(?<![^_])(?:{layers})(?:_[0-9]{{1,9}})?_(?:{parts})(?![^_])")

@@ -159,5 +159,20 @@ def _roots(view: View) -> list[int]:
 
 
 def own_words(scene: Scene) -> Iterator[str]:
-    """The automatic names of a program's own classes: `my_block` for `my_block_2`."""
+    """The automatic names of a program's own classes (`my_block` for `my_block_2`), and of its optimizers."""
     yield from (without_counter(n.layer.name) for n in scene.nodes if n.layer is not None and n.layer.counted)
+    labels = dict(_optimizer_labels(scene))
+    for label, family in labels.items():
+        base = without_counter(label)
+        # A second optimizer of one name gets a counter, whoever chose the name.
+        if base.replace("_", "").lower() == family or (base != label and base in labels):
+            yield base
+
+
+def _optimizer_labels(scene: Scene) -> Iterator[tuple[str, str]]:
+    """(what an optimizer calls itself, its class in lower case), as its number of steps says."""
+    for node in scene.nodes:
+        for name, child in node.edges if node.family else ():
+            leaf = scene.nodes[child].leaf
+            if leaf is not None and name.lstrip("_") == "iterations":
+                yield leaf.full_name.partition("/")[0], node.family

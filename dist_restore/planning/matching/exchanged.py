@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from dist_restore.core.graph import Scene
 from dist_restore.core.index import AliasKind, SourceTensor, TargetVariable
@@ -11,8 +12,20 @@ from dist_restore.naming.automatic_names import Vocabulary
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
 
 
+class Reading(NamedTuple):
+    """How one kind of name is read.
+
+    Attributes:
+      label: what a name says of a layer, counters apart; empty where that is nothing.
+      chosen: what of it somebody chose, given the last part of the variable's own name.
+    """
+
+    label: Callable[[str], str]
+    chosen: Callable[[str, str], str]
+
+
 def refuse_exchanged(
-    found: Mapping[str, Outcome], ours: Mapping[str, str], theirs: Mapping[str, str], label: Callable[[str], str]
+    found: Mapping[str, Outcome], ours: Mapping[str, str], theirs: Mapping[str, str], reading: Reading
 ) -> Mapping[str, Outcome]:
     """Refuses what is found in one layer while another one has the name of the program's.
 
@@ -20,8 +33,9 @@ def refuse_exchanged(
       found: all outcomes.
       ours: target -> its full name, or the name that its slots carry.
       theirs: source -> likewise.
-      label: what such a name says of a layer, counters apart; empty where that is nothing.
+      reading: how such names are read.
     """
+    label = reading.label
     differ = [
         (n, o)
         for n, o in found.items()
@@ -37,6 +51,9 @@ def refuse_exchanged(
         here, there = label(ours[name]), label(theirs[match.source.name])
         home = _common(homes.get(here, ()))
         if here and there and here != there and home and not _is_below(match.source.name, home):
+            own = name.rpartition("/")[2].lstrip("_")
+            if not reading.chosen(ours[name], own) and reading.chosen(theirs[match.source.name], own):
+                continue  # a name that was given up: what is left of it others may have as well
             shown = here.replace("{}", ""), there.replace("{}", "")
             reason = (
                 f"its place is that of {match.source.name!r}, which is called {shown[1]!r} in the checkpoint; it is "
@@ -60,19 +77,29 @@ def _is_below(name: str, place: str) -> bool:
     return name.startswith(f"{place}/")
 
 
-def in_full_names(words: Vocabulary) -> Callable[[str], str]:
+def in_full_names(words: Vocabulary) -> Reading:
     """The name of a variable's layer with all above it."""
-    return lambda full: words.path(full.rpartition("/")[0]).text
+    return Reading(
+        lambda full: words.path(full.rpartition("/")[0]).text,
+        lambda full, own: words.chosen_in_path(full.rpartition("/")[0]),
+    )
 
 
-def in_files(words: Vocabulary) -> Callable[[str], str]:
+def in_files(words: Vocabulary) -> Reading:
     """The same of a file, which does not say what is automatic: only what the program's words do not make up."""
-    return lambda full: "/".join(p for p in words.path(full).text.split("/")[:-1] if not p.endswith("{}"))
+
+    def chosen(full: str) -> str:
+        return "/".join(p for p in words.path(full).text.split("/")[:-1] if not p.endswith("{}"))
+
+    return Reading(chosen, lambda full, own: chosen(full))
 
 
-def in_flat_names(words: Vocabulary) -> Callable[[str], str]:
+def in_flat_names(words: Vocabulary) -> Reading:
     """The same of a name without separators, with the variable's own."""
-    return lambda flat: words.flat(flat).text
+    return Reading(
+        lambda flat: words.flat(flat).text,
+        lambda flat, own: words.chosen_in_flat(flat).removesuffix(own).rstrip("_"),
+    )
 
 
 def flat_names_of(items: Iterable[SourceTensor | TargetVariable]) -> dict[str, str]:

@@ -19,7 +19,7 @@ PAIR = frozenset({"gamma", "beta"})
 
 def pair_numbers(mine: View, other: View, ours: int, theirs: int) -> Iterator[tuple[str, int, How]]:
     """(name of a variable in the program's layer, the one of the file's layer that it is, why), for numbered ones."""
-    numbered = {x: n for x, n in other.kids[theirs] if x[:1] == "#" and x[1:].isdecimal() and n in other.shapes}
+    numbered = _numbered(other, theirs)
     named = {label: n for label, n in mine.kids[ours] if n in mine.shapes}
     kids = dict(other.kids[theirs])
     yield from ((x, kids[y], How.CHOSEN) for x, y in OF_KERAS_2.items() if x in named and x not in kids and y in kids)
@@ -39,6 +39,28 @@ def pair_numbers(mine: View, other: View, ours: int, theirs: int) -> Iterator[tu
     yield from (
         (label, numbered[number], How.ORDER) for label, number in _by_own_order(mine, ours, left, numbered, other)
     )
+
+
+def pair_numbers_below(mine: View, other: View, ours: int, theirs: int) -> Iterator[tuple[int, int, How]]:
+    """(variable of the program's layer, the one of the file's that it is, why), for layers that hold lists of them.
+
+    Such a layer is of a class of the user's: a file numbers its variables one after the other, wherever it holds them.
+    """
+    own = mine.numbered(ours)
+    direct = {node for _, node in mine.kids[ours]}
+    if direct.issuperset(own) or not _same_classes(mine, other, ours, theirs):
+        return
+    numbered = {int(label[1:]): node for label, node in _numbered(other, theirs).items()}
+    shapes = {number: other.shapes[node] for number, node in numbered.items()}
+    if {number: mine.shapes.get(node) for number, node in enumerate(own)} != shapes:
+        return
+    how = How.CHOSEN if len(set(shapes.values())) == len(shapes) else How.ORDER
+    yield from ((node, numbered[number], how) for number, node in enumerate(own))
+
+
+def _numbered(other: View, theirs: int) -> dict[str, int]:
+    """`#3` -> the variable of that number in a file's layer."""
+    return {x: n for x, n in other.kids[theirs] if x[:1] == "#" and x[1:].isdecimal() and n in other.shapes}
 
 
 def _by_own_order(

@@ -84,6 +84,7 @@ class View:
         self.shapes = {node: shapes[name] for node, name in self.names.items()}
         found = list(find_optimizers(self._nodes))
         self._optimizers = frozenset(o.node for o in found)
+        self._owners = {o.node: frozenset(owner for _, owner, _ in o.slots) for o in found}
         self._flat = flat_names(self._nodes, found)
         self.places = optimizer_places(self._nodes, self._optimizers)
         self._virtual: list[tuple[int, ...]] = []
@@ -242,6 +243,11 @@ class View:
     def is_optimizer(self, node: int) -> bool:
         """Whether an object is an optimizer."""
         return node in self._optimizers
+
+    def owners(self, optimizer: int) -> frozenset[int]:
+        """The variables that an optimizer, or one that it wraps, has slots for."""
+        inside = (child for _, child in self._edges[optimizer] if child in self._optimizers)
+        return self._owners.get(optimizer, frozenset()).union(*(self._owners.get(i, ()) for i in inside))
 
     def _preorder(self, root: int) -> Iterator[int]:
         seen, stack = {root}, [root]

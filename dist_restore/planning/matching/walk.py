@@ -7,10 +7,10 @@ over a stronger way is not paired again over a weaker one.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from dist_restore.planning.matching.how import How
-from dist_restore.planning.matching.numbers import pair_numbers
+from dist_restore.planning.matching.numbers import pair_numbers, pair_numbers_below
 from dist_restore.planning.matching.rows import Paired, Unclear, pair_rows
 from dist_restore.planning.matching.view import View
 
@@ -52,11 +52,17 @@ class Walk:
         if (ours in self.pairs and ours) or (theirs in self._taken and theirs):
             return  # a root may be walked from again, under another name
         self.pairs[ours], self._taken[theirs] = (theirs, how), ours
-        if self._mine.members(ours, self._other.rows[theirs]) and self._other.rows[theirs]:
-            self._rows[how].append((ours, theirs, how))
+        members = self._mine.members(ours, self._other.rows[theirs])
+        if members and self._other.rows[theirs]:
+            # Optimizers last: what they train tells them apart, once that is known.
+            queue = How.ORDER if all(map(self._mine.is_optimizer, members)) else how
+            self._rows[queue].append((ours, theirs, how))
             return
         others = {label: (child, how) for label, child in self._other.kids[theirs]}
         if self._other.by_layer:
+            self._edges += [
+                (a, b, max(how, own)) for a, b, own in pair_numbers_below(self._mine, self._other, ours, theirs)
+            ]
             pairs = pair_numbers(self._mine, self._other, ours, theirs)
             others |= {label: (child, max(how, own)) for label, child, own in pairs}
         self._edges += [(c, *others[label]) for label, c in self._mine.kids[ours] if label in others]
@@ -68,7 +74,9 @@ class Walk:
         self._edges += [(m, o, how) for m, o in pinned.items()]
         members = [m for m in members if m not in pinned]
         others = [o for o in others if o not in pinned.values()]
-        for found in pair_rows(self._mine, self._other, members, others):
+        trained = dict(self._by_what_they_train(members, others))
+        self._edges += [(m, o, max(how, own)) for m, (o, own) in trained.items()]
+        for found in pair_rows(self._mine, self._other, members, others) if not trained else ():
             if isinstance(found, Paired):
                 self._edges.append((found.ours, found.theirs, max(how, found.how)))
             else:
@@ -86,3 +94,16 @@ class Walk:
             if len(found) == 1 and not found & taken:
                 taken |= found
                 yield member, found.pop()
+
+    def _by_what_they_train(self, members: Sequence[int], others: Sequence[int]) -> Mapping[int, tuple[int, How]]:
+        """Optimizers that have slots for the same variables; none unless that tells each of them."""
+        if not members or not all(map(self._mine.is_optimizer, members)):
+            return {}
+        theirs = {self._other.owners(o): o for o in others}
+        found: dict[int, tuple[int, How]] = {}
+        for member in members:
+            pairs = [self.pairs.get(v, (-1, How.ORDER)) for v in self._mine.owners(member)]
+            partner = theirs.get(frozenset(node for node, _ in pairs)) if pairs else None
+            if partner is not None:
+                found[member] = partner, max(how for _, how in pairs)
+        return found if len({o for o, _ in found.values()}) == len(members) == len(others) else {}
