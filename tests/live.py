@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 import dist_restore as dr
+from dist_restore.tf_internals.keras_variables import KerasVariable
 
 Root = object
 Snapshot = list[tuple[tf.Variable, list[np.ndarray]]]
@@ -25,7 +26,7 @@ Snapshot = list[tuple[tf.Variable, list[np.ndarray]]]
 
 def raw(variable: object) -> tf.Variable:
     """The TensorFlow variable behind a Keras one."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
+    return variable.value if isinstance(variable, KerasVariable) else variable
 
 
 def replicas(variable: object) -> list[np.ndarray]:
@@ -64,7 +65,7 @@ def assert_all_hold(variables: Sequence[object], expected: Sequence[object]) -> 
 
 def variables_of(root: Root) -> Iterator[tf.Variable]:
     """All variables of an object, some of them more than once."""
-    if isinstance(root, (tf.Variable, keras.Variable)):
+    if isinstance(root, (tf.Variable, KerasVariable)):
         yield raw(root)
     elif isinstance(root, Mapping):
         for item in root.values():

@@ -13,12 +13,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import dist_restore as dr
+from dist_restore.tf_internals.keras_variables import KerasVariable
 from live import raw, scramble, value
 
 # All networks in all modes, which takes far longer than a change should have to wait.
@@ -60,7 +60,7 @@ def reachable(root: tf.train.Checkpoint) -> Iterator[object]:
     """Every variable of the object graph; a checkpoint's counter exists once it was asked for."""
     assert root.save_counter is not None
     for item in tf.train.TrackableView(root).descendants():
-        if isinstance(item, (tf.Variable, keras.Variable)):
+        if isinstance(item, (tf.Variable, KerasVariable)):
             yield item
 
 

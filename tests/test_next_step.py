@@ -13,6 +13,7 @@ import tensorflow as tf
 from tensorflow.train import Checkpoint
 
 import dist_restore as dr
+from dist_restore.tf_internals.keras_variables import KerasVariable
 from live import assert_all_hold, built, raw, refuse, restore, save, value, values
 
 Optimizer = keras.optimizers.Optimizer
@@ -81,7 +82,7 @@ def saved(make: Make, directory: pathlib.Path) -> tuple[keras.Model, Optimizer, 
 def slots(optimizer: Optimizer) -> dict[str, list[keras.Variable]]:
     """The lists of slots that the class makes, by attribute."""
     lists = {n: v for n, v in vars(optimizer).items() if isinstance(v, list) and v and n not in _NO_SLOTS}
-    return {n: v for n, v in lists.items() if all(isinstance(x, keras.Variable) for x in v)}
+    return {n: v for n, v in lists.items() if all(isinstance(x, KerasVariable) for x in v)}
 
 
 def give(target: keras.Variable, array: np.ndarray, fill: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from dist_restore.core.graph import Node
 from dist_restore.naming import tf_keras_slots as keras2_slots
 from dist_restore.naming.optimizer_classes import KERAS_2, KERAS_3, LEGACY, settle, structure_of
 from dist_restore.naming.slot_roles import SHADOWS, family_of, role_of_edge, role_of_slot
+from dist_restore.naming.unlisted_slots import unlisted_slots
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -190,6 +191,7 @@ def _keras_optimizer(nodes: Sequence[Node], index: int, edges: Mapping[str, int]
         for position, child in nodes[container].edges
         if child in state and position in owners
     ]
+    slots += unlisted_slots(nodes, index, {slot for _, _, slot in slots})
     return OptimizerNode(index, label, family, tuple(slots), structure=structure)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
-import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
@@ -23,6 +22,7 @@ from dist_restore.core.errors import RestoreError, UnmatchedError, UnsupportedFo
 from dist_restore.core.index import TargetIndex
 from dist_restore.planning.sides import as_targets, is_value, only_values
 from dist_restore.targets.targets import Restorable, Targets, find_targets
+from dist_restore.tf_internals.keras_variables import unwrap
 
 _VALUE = "VARIABLE_VALUE"
 
@@ -146,7 +146,7 @@ def _keys(
     while stack:
         item, number = stack.pop()
         node = graph.nodes[number]
-        name = names.get(id(item.value if isinstance(item, keras.Variable) else item))
+        name = names.get(id(unwrap(item)))
         key = next((a.checkpoint_key for a in node.attributes if a.name == _VALUE), "")
         if name is not None and key:
             keys.setdefault(name, key)

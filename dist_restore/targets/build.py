@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from dist_restore.core.index import Unbuilt
 from dist_restore.targets import tf_keras as keras2
-from dist_restore.targets.children import is_container, is_optimizer, is_variable, layer_classes, unwrap
+from dist_restore.targets.children import is_container, is_optimizer, is_variable, layer_classes
 from dist_restore.targets.unbuilt import built_for_less, makes_variables
+from dist_restore.tf_internals.keras_variables import unwrap
 
 
 class Trained(Protocol):

@@ -16,6 +16,7 @@ from dist_restore.core.errors import RestoreError
 from dist_restore.core.text import snake_case
 from dist_restore.targets import tf_keras as keras2
 from dist_restore.targets.objects import is_stateful
+from dist_restore.tf_internals.keras_variables import KerasVariable
 from dist_restore.tf_internals.sharded import is_sharded, is_sharded_class
 
 # Keras' own bookkeeping (3.0 - 3.15): everything in it is reached by another, better edge.
@@ -73,11 +74,6 @@ def is_bare(root: object) -> bool:
     if isinstance(root, tf.train.Checkpoint):
         return "root" in tf.train.TrackableView.children(root)
     return not isinstance(root, Mapping)
-
-
-def unwrap(item: object) -> object:
-    """A Keras variable's TensorFlow variable; everything else as it is."""
-    return item.value if isinstance(item, keras.Variable) else item
 
 
 def is_counted(item: keras.Layer | keras.random.SeedGenerator | keras.metrics.Metric | tf.Module) -> bool:
@@ -173,7 +169,7 @@ def _holds_state(value: object, depth: int = 0) -> bool:
             value,
             (
                 keras.Layer,
-                keras.Variable,
+                KerasVariable,
                 keras.metrics.Metric,
                 keras.random.SeedGenerator,
                 keras.optimizers.Optimizer,

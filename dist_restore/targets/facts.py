@@ -17,7 +17,8 @@ from dist_restore.core.text import snake_case
 from dist_restore.naming.automatic_names import looks_automatic
 from dist_restore.naming.keras_containers import POSITIONAL_CONTAINERS
 from dist_restore.targets import tf_keras as keras2
-from dist_restore.targets.children import is_container, is_counted, is_optimizer, keras_variables, layer_classes, unwrap
+from dist_restore.targets.children import is_container, is_counted, is_optimizer, keras_variables, layer_classes
+from dist_restore.tf_internals.keras_variables import unwrap
 
 
 class LiveLeaf(msgspec.Struct, frozen=True, gc=False):

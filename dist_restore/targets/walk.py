@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-import keras
 import msgspec
 import tensorflow as tf
 
@@ -28,11 +27,11 @@ from dist_restore.targets.children import (
     is_variable,
     layer_classes,
     numbered_variables,
-    unwrap,
 )
 from dist_restore.targets.facts import Facts, LiveLeaf
 from dist_restore.targets.objects import is_stateful
 from dist_restore.targets.unbuilt import find_fresh, find_unbuilt
+from dist_restore.tf_internals.keras_variables import KerasVariable, unwrap
 from dist_restore.tf_internals.sharded import parts_of
 
 # Counters may be created under no strategy; models are not.
@@ -145,7 +144,7 @@ class _Walker:
         return LiveGraph(nodes, leaves, is_bare(root), unbuilt, fresh, tracked)
 
     def _number(self, item: object) -> int:
-        item = item.value if isinstance(item, keras.Variable) else item  # as `_unwrap`, without its call
+        item = item.value if isinstance(item, KerasVariable) else item  # as `_unwrap`, without its call
         number = self._numbers.setdefault(id(item), len(self._objects))
         if number == len(self._objects):
             self._objects.append(item)  # holds the object, so that its id stays its own
