@@ -9,13 +9,19 @@ LIBRARIES := $(VENV)/libraries
 # Their own requirements name another TensorFlow, and what is only needed to train on data sets; what they need here is the extra "libraries".
 WITHOUT_DEPENDENCIES := tf-models-official tensorflow-datasets etils
 
+# TensorFlow:Keras:tf_keras, the oldest that are supported, some in the middle, and the newest.
+VERSIONS ?= 2.16.2:3.6.0:2.16.0 2.18.1:3.9.2:2.18.0 2.21.0:3.15.1:2.21.0
+# What depends on the release: live objects, optimizers, formats, several replicas.
+OF_VERSIONS := tests/tf_internals $(addprefix tests/test_,$(addsuffix .py,bundle formats host_memory keras_weights next_step \
+	optimizer_state optimizers_anywhere own_checkpoints own_files scenarios slot_rules tf_keras unlisted_slots weak_names))
+
 # Used by the isolated environment that builds the package as well, hence a variable and not an option.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster test test-fast test-libraries check format bench wheel clean
+.PHONY: help demo demo-cluster test test-fast test-libraries test-versions check format bench wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +47,16 @@ test-libraries: $(LIBRARIES) ## random programs, and networks of Keras, KerasHub
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests/libraries --ignore=tests/libraries/test_recommenders.py $(ARGS)
 	@TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests/libraries/test_recommenders.py $(ARGS)
 
+test-versions: ## the tests that depend on it with other releases of TensorFlow and Keras, each in an environment of its own
+	@for version in $(VERSIONS); do \
+		set -- $$(echo $$version | tr : ' '); place=.venv-$$1-$$2; \
+		[ -e $$place/ready ] || { echo "Setting up TensorFlow $$1 with Keras $$2."; $(PYTHON) -m venv --clear $$place && \
+			env -u PIP_CONSTRAINT $$place/bin/python -m pip install -qq -e '.[test]' tensorflow==$$1 keras==$$2 tf_keras==$$3 && \
+			touch $$place/ready; } || exit 1; \
+		echo "TensorFlow $$1, Keras $$2"; \
+		$$place/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup $(OF_VERSIONS) $(ARGS) || exit 1; \
+	done
+
 check: $(READY) ## lint, format and strict types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -58,7 +74,7 @@ wheel: $(READY) ## build dist/*.whl
 	@ls dist/*.whl
 
 clean: ## remove all that make made
-	rm -rf $(VENV) build dist demo_out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist demo_out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find dist_restore scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

@@ -519,7 +519,7 @@ class Lars(keras.optimizers.Optimizer):
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if not self.built:
             super().build(variables)
-            self._momentums = self.add_optimizer_variables(variables, "momentum")
+            self._momentums = [self.add_variable_from_reference(v, name="momentum") for v in variables]
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: object) -> None:
         momentum = self._momentums[self._get_variable_index(variable)]

@@ -156,9 +156,11 @@ KERAS: dict[str, Make] = {
     "lion": keras.optimizers.Lion,
     "lamb": keras.optimizers.Lamb,
     "adafactor": keras.optimizers.Adafactor,
-    "muon": keras.optimizers.Muon,
-    "schedule free": keras.optimizers.ScheduleFreeAdamW,
 }
+# Of later releases than Keras 3.6.
+for _name, _class in {"muon": "Muon", "schedule free": "ScheduleFreeAdamW"}.items():
+    if hasattr(keras.optimizers, _class):
+        KERAS[_name] = getattr(keras.optimizers, _class)
 
 
 def pair(directory: pathlib.Path, old: Make, new: Make, **options: object) -> tuple[Checkpoint, str, list, list]:
@@ -196,6 +198,8 @@ def test_an_optimizer_reads_its_own_checkpoint_under_any_name(tmp_path: pathlib.
     ],
 )
 def test_another_class_under_the_same_name_is_refused(tmp_path: pathlib.Path, old: str, new: str, name: str) -> None:
+    if new not in KERAS:
+        pytest.skip(f"this Keras has no {new}")
     root, path, *_ = pair(tmp_path, KERAS[old], KERAS[new], name=name)
     refuse(UnmatchedError, root, path, "[slots]" if new != "ftrl" else "linear")
 
@@ -213,7 +217,7 @@ class LARS(keras.optimizers.Optimizer):
 
     def build(self, variables: list[keras.Variable]) -> None:
         super().build(variables)
-        self.momentums = self.add_optimizer_variables(variables, "momentum")
+        self.momentums = [self.add_variable_from_reference(v, name="momentum") for v in variables]
 
 
 class MyRMSprop(keras.optimizers.RMSprop):

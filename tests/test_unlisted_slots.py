@@ -67,12 +67,30 @@ def test_slots_without_their_owners_name_are_in_the_order_of_what_is_trained() -
     }
 
 
-def test_a_longer_name_is_the_owner_that_is_meant() -> None:
-    made = graph(["w_momentum", "w_velocity_momentum"], ["_momentums", "_velocities"], ("w", "w_velocity"))
+def test_scopes_that_tensorflow_does_not_know_are_in_the_slots_names_alone() -> None:
+    made = graph(["net_x_a_kernel_momentum", "net_y_a_kernel_momentum"], ["_momentums"], ("net/kernel", "net/kernel"))
     assert slots(made) == {
-        "w_momentum": "optimizer/momentum/model/0/kernel",
-        "w_velocity_momentum": "optimizer/momentum/model/1/kernel",
+        "net_x_a_kernel_momentum": "optimizer/momentum/model/0/kernel",
+        "net_y_a_kernel_momentum": "optimizer/momentum/model/1/kernel",
     }
+
+
+def test_a_variable_of_tensorflows_own_is_called_with_its_number() -> None:
+    made = graph(["scale_0_momentum", "net_a_kernel_momentum"], ["_momentums"], ("scale", "net/a/kernel"))
+    assert slots(made)["scale_0_momentum"] == "optimizer/momentum/model/0/kernel"
+
+
+def test_where_some_have_no_slots_names_tell_the_others() -> None:
+    made = graph(["net_b_kernel_momentum"], ["_momentums"])
+    assert slots(made) == {"net_b_kernel_momentum": "optimizer/momentum/model/1/kernel"}
+    assert not slots(graph(["w_momentum"], ["_momentums"], ("w", "w")))
+    assert not slots(graph(["w_momentum", "w_momentum"], ["_momentums"], ("w", "x", "y")))
+
+
+def test_a_longer_ending_is_the_one_that_is_meant() -> None:
+    names = [f"w_{role}" for role in ("accumulator", "gradient_accumulator")]
+    made = slots(graph(names, ["_accumulators", "_accumulated_gradients"], ("w",)))
+    assert made["w_gradient_accumulator"] == "optimizer/accumulated_gradient/model/0/kernel"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +99,7 @@ def test_a_longer_name_is_the_owner_that_is_meant() -> None:
         (["net_a_kernel_momentum"], []),  # no list of such slots
         (["net_a_kernel_norm"], ["_momentums"]),
         (["net_c_kernel_momentum"], ["_momentums"]),
+        (["net_a_bias_momentum", "net_b_bias_momentum"], ["_momentums"]),
         (["net_a_kernel_momentum", "net_a_kernel_momentum"], ["_momentums"]),  # one too many
         (["accumulator"], ["_accumulators"]),  # one too few
         (["net_a_kernelmomentum", "momentum_net_a_kernel"], ["_momentums"]),

@@ -1,7 +1,7 @@
 """Slots that an optimizer of Keras 3 keeps in lists which its checkpoints do not show: up to Keras 3.9.
 
 TensorFlow sees these lists empty, and all state in one list, `_variables`. A slot's name says whose it is and what:
-`adam/net_stem_kernel_momentum`. Where two owners have one name, their order is that of what the optimizer trains. Pure.
+`adam/net_stem_kernel_momentum`. Slots of one role are in the order of what the optimizer trains. Pure.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.core.graph import Node
 from dist_restore.naming.slot_roles import role_of_edge
+
+_Named = tuple[int, str]
 
 # How names end that are not called as the list is.
 _ENDINGS = {"gradient_accumulator": "accumulated_gradient"}
@@ -34,40 +36,57 @@ def unlisted_slots(nodes: Sequence[Node], index: int, listed: Collection[int]) -
         return
     special = _ENDINGS | (_ENDINGS_OF_ADAMAX if {"m", "u"} <= roles else {})
     endings = {**{role: role for role in roles}, **{end: role for end, role in special.items() if role in roles}}
-    owners = [child for _, child in _in_order(nodes, edges["_trainable_variables"])]
-    yield from _paired([(slot, _own_name(nodes, slot)) for slot in state], _by_flat_name(nodes, owners), endings)
+    owners = [(child, _name(nodes, child)) for _, child in _in_order(nodes, edges["_trainable_variables"])]
+    for role, slots in _by_role([(slot, _name(nodes, slot).partition("/")[2]) for slot in state], endings).items():
+        yield from ((role, owner, slot) for owner, slot in _paired(slots, owners))
 
 
-def _paired(
-    slots: Iterable[tuple[int, str]], owners: Mapping[str, Sequence[int]], endings: Mapping[str, str]
-) -> Iterator[tuple[str, int, int]]:
-    found: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
-    shortest_first = sorted(endings, key=len)  # so that of two owners the one with the longer name is meant
+def _paired(slots: Sequence[_Named], owners: Sequence[_Named]) -> Iterator[tuple[int, int]]:
+    """(owner, slot): in their order where there is one for each and no name speaks against it, else by name."""
+    flat = {name.replace("/", "_") for _, name in owners}
+    if len(slots) == len(owners) and all([_fits(s, o, flat) for s, o in zip(slots, owners, strict=True)]):
+        yield from ((owner, slot) for (slot, _), (owner, _) in zip(slots, owners, strict=True))
+    else:
+        yield from _by_name(slots, owners)
+
+
+def _by_role(slots: Iterable[_Named], endings: Mapping[str, str]) -> dict[str, list[_Named]]:
+    """Role -> its slots in their order, each with its owner's name without separators; empty where it has none."""
+    found: dict[str, list[_Named]] = collections.defaultdict(list)
+    longest_first = sorted(endings, key=len, reverse=True)
     for slot, name in slots:
-        for ending in shortest_first:
-            flat = name.removesuffix(f"_{ending}")
-            if (flat != name and flat in owners) or name == ending:
-                found[flat if flat != name else "", endings[ending]].append(slot)
-                break
-    for (flat, role), own in found.items():
-        if len(own) == len(owners[flat]):
-            yield from ((role, owner, slot) for owner, slot in zip(owners[flat], own, strict=True))
-
-
-def _by_flat_name(nodes: Sequence[Node], owners: Sequence[int]) -> Mapping[str, Sequence[int]]:
-    """The owners by their names without separators; and all, for slots without their owner's name (Adagrad's)."""
-    found: dict[str, list[int]] = collections.defaultdict(list, {"": list(owners)})
-    for owner in owners:
-        leaf = nodes[owner].leaf
-        if leaf is not None and leaf.full_name:
-            found[leaf.full_name.replace("/", "_")].append(owner)
+        ending = next((e for e in longest_first if name == e or name.endswith(f"_{e}")), None)
+        if ending is not None:
+            found[endings[ending]].append((slot, name[: -len(ending)].removesuffix("_")))
     return found
+
+
+def _fits(slot: _Named, owner: _Named, known: Collection[str]) -> bool:
+    """Whether a slot may be an owner's: TensorFlow's name of that may lack scopes that Keras' has, but not its end."""
+    flat, last = slot[1], owner[1].rpartition("/")[2]
+    if flat in known:
+        return flat == owner[1].replace("/", "_")
+    # Of a variable of TensorFlow's own, Keras takes the name as it is: `scale:0`.
+    return not flat or flat in (last, f"{last}_0") or flat.endswith((f"_{last}", f"_{last}_0"))
+
+
+def _by_name(slots: Iterable[_Named], owners: Iterable[_Named]) -> Iterator[tuple[int, int]]:
+    """(owner, slot) of one name that no other has: an optimizer may keep no slots for some."""
+    ours, theirs = _single(slots), _single((owner, name.replace("/", "_")) for owner, name in owners)
+    yield from ((theirs[name], slot) for name, slot in ours.items() if name and name in theirs)
+
+
+def _single(items: Iterable[_Named]) -> dict[str, int]:
+    found: dict[str, list[int]] = collections.defaultdict(list)
+    for index, name in items:
+        found[name].append(index)
+    return {name: own[0] for name, own in found.items() if len(own) == 1}
 
 
 def _in_order(nodes: Sequence[Node], container: int) -> list[tuple[int, int]]:
     return sorted((int(name), child) for name, child in nodes[container].edges if name.isdecimal() and len(name) < 10)
 
 
-def _own_name(nodes: Sequence[Node], index: int) -> str:
+def _name(nodes: Sequence[Node], index: int) -> str:
     leaf = nodes[index].leaf
-    return leaf.full_name.partition("/")[2] if leaf is not None else ""
+    return leaf.full_name if leaf is not None else ""

@@ -17,6 +17,7 @@ from dist_restore.ops.chain import (
     inverse,
     may_refuse,
     refuses_slot,
+    stages,
 )
 from dist_restore.ops.concat import Concat, Stack
 from dist_restore.ops.dtypes import dtype_name, is_narrowing_cast, is_safe_cast, numpy_dtype
@@ -90,4 +91,5 @@ __all__ = [
     "pull_back",
     "refuses_slot",
     "source_boxes",
+    "stages",
 ]

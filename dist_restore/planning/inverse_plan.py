@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dist_restore.core.errors import RuleError
-from dist_restore.ops import Cast, Op, PartOp, describe, inverse
-from dist_restore.ops.chain import stages
+from dist_restore.ops import Cast, Op, PartOp, describe, inverse, stages
 from dist_restore.planning.entries import PlanEntry
 from dist_restore.planning.plan import RestorePlan
 from dist_restore.planning.rules.inverse import inexact, inverse_drops

@@ -14,7 +14,9 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 PACKAGE = ROOT / "dist_restore"
-ROOMS = tomllib.loads((HERE / "rooms.toml").read_text())
+TABLE = tomllib.loads((HERE / "rooms.toml").read_text())
+ROOMS = {room: row["rooms"] for room, row in TABLE.items()}
+DOORS = {room: row["doors"] for room, row in TABLE.items()}
 FILES = sorted(PACKAGE.rglob("*.py"))
 TENSORFLOW = {"tensorflow", "keras", "tensorboard", "tf_keras"}
 THINKING = ("core", "ops", "naming", "planning")
@@ -64,6 +66,23 @@ def test_a_file_imports_only_what_its_room_may(path: pathlib.Path) -> None:
     inside = {room_of(m) for m in modules if m.startswith("dist_restore.")}
     assert inside <= {*ROOMS[room], room}
     assert room not in THINKING or not {m.split(".")[0] for m in modules} & TENSORFLOW
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_imports_other_rooms_by_their_doors(path: pathlib.Path) -> None:
+    if path.parent == PACKAGE:
+        return
+    room = room_of(module_of(path))
+    others = {m for m in imports_of(path) if m.startswith("dist_restore.") and room_of(m) != room}
+    inside = {(room_of(m), ".".join(m.split(".")[2:]) or "__init__") for m in others}
+    assert not {f"{other}.{file}" for other, file in inside if file not in DOORS[other]}
+
+
+def test_every_door_is_used_by_somebody_outside() -> None:
+    rooms = {path: room_of(module_of(path)) if path.parent != PACKAGE else "" for path in FILES}
+    used = {m for path, room in rooms.items() for m in imports_of(path) if not m.startswith(f"dist_restore.{room}.")}
+    doors = {f"dist_restore.{room}.{file}".removesuffix(".__init__") for room, files in DOORS.items() for file in files}
+    assert doors <= used, sorted(doors - used)
 
 
 def test_files_load_each_other_in_no_circle() -> None:

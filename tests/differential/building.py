@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from dist_restore.tf_internals.keras_variables import KerasVariable
 from optimizers import make_optimizer, optimizer_variables, slot_roles
 from programs import WIDTH, Block, Leaf, Node, Program, groups, ordered, reads_tokens
 
@@ -102,7 +101,7 @@ def checkpoint_of(built: Built) -> tf.train.Checkpoint:
 
 def raw(variable: object) -> tf.Variable:
     """The TensorFlow variable behind a Keras 3 one."""
-    return variable.value if isinstance(variable, KerasVariable) else variable
+    return variable if isinstance(variable, tf.Variable) else variable.value
 
 
 def example(block: Block) -> np.ndarray:

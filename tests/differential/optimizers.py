@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 import tf_keras
 
-from dist_restore.tf_internals.keras_variables import KerasVariable
 from programs import Optimizer, Program
 
 # The attribute that holds a list of slots, and what these are: equal words only where two classes mean the same by it.
@@ -87,4 +86,4 @@ def _places(inner: object, trainable: Sequence[object]) -> list[int | None]:
 
 
 def _raw(variable: object) -> tf.Variable:
-    return variable.value if isinstance(variable, KerasVariable) else variable
+    return variable if isinstance(variable, tf.Variable) else variable.value
