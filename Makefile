@@ -12,8 +12,9 @@ WITHOUT_DEPENDENCIES := tf-models-official tensorflow-datasets etils
 # TensorFlow:Keras:tf_keras, the oldest that are supported, some in the middle, and the newest.
 VERSIONS ?= 2.16.2:3.6.0:2.16.0 2.18.1:3.9.2:2.18.0 2.21.0:3.15.1:2.21.0
 # What depends on the release: live objects, optimizers, formats, several replicas.
-OF_VERSIONS := tests/tf_internals $(addprefix tests/test_,$(addsuffix .py,bundle formats host_memory keras_weights next_step \
-	optimizer_state optimizers_anywhere own_checkpoints own_files scenarios slot_rules tf_keras unlisted_slots weak_names))
+OF_VERSIONS := tests/tf_internals tests/unit/naming $(addprefix tests/formats/test_,$(addsuffix .py,formats keras_weights own_files)) \
+	$(addprefix tests/end_to_end/test_,$(addsuffix .py,next_step optimizer_state optimizers_anywhere own_checkpoints scenarios slot_rules \
+	tf_keras weak_names))
 
 # Used by the isolated environment that builds the package as well, hence a variable and not an option.
 export PIP_CONSTRAINT := constraints.txt
@@ -33,8 +34,7 @@ demo-cluster: $(READY) ## the same on a local cluster of 2 workers (WORKERS=3, W
 	@$(BIN)/python scripts/demo.py --workers=$(WORKERS)
 
 # The rooms that know no TensorFlow, and the rooms' own rules.
-PURE := tests/architecture $(wildcard tests/test_evidence_*.py tests/test_transforms_*.py) $(addprefix tests/test_,$(addsuffix .py,\
-	automatic_names bundle_boxes forecast inverse_rules matching naming patterns plan resolver rules sharing slots suggest tables))
+PURE := tests/architecture tests/unit
 
 test-fast: $(READY) ## what thinks, without TensorFlow and processes: for every save, under a minute
 	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(PURE) $(ARGS)

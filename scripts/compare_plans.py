@@ -56,8 +56,9 @@ def _corpus(root: pathlib.Path) -> Iterator[Line]:
 
     import dist_restore as dr
 
-    rules = root / "tests" / "corpus" / "rules"
-    for pair in sorted((root / "tests" / "corpus").glob("*/source.ckpt.index")):
+    corpus = _data(root) / "corpus"
+    rules = corpus / "rules"
+    for pair in sorted(corpus.glob("*/source.ckpt.index")):
         folder, path = pair.parent, str(pair).removesuffix(".index")
         rows = json.loads((folder / "target.json").read_text())
         targets = {r["name"]: tf.Variable(tf.zeros(r["shape"], r.get("dtype", "float32"))) for r in rows}
@@ -78,10 +79,15 @@ def _own(index: object) -> dict[str, object]:
     }
 
 
+def _data(root: pathlib.Path) -> pathlib.Path:
+    """Where the tests' data are; in older checkouts among the tests themselves."""
+    return root / "tests" / "data" if (root / "tests" / "data").exists() else root / "tests"
+
+
 def _golden(root: pathlib.Path) -> Iterator[Line]:
     import dist_restore as dr
 
-    for file in sorted((root / "tests" / "golden").glob("*.index")):
+    for file in sorted((_data(root) / "golden").glob("*.index")):
         path = str(file).removesuffix(".index")
         yield f"golden {file.name}", _plan(_own(dr.open_checkpoint(path).index()), path)
 
@@ -116,7 +122,8 @@ def _random(count: int, start: int) -> Iterator[Line]:
 
 
 def _work(root: pathlib.Path) -> None:
-    places = [root, root / "scripts", root / "tests", root / "tests" / "differential"]
+    tests = root / "tests"
+    places = [root, root / "scripts", tests, tests / "support", tests / "differential"]
     sys.path[:0] = [str(place) for place in places]
     for lines in (_corpus(root), _golden(root), _demo(root), _random(_RANDOM.value, _START.value)):
         for name, said in lines:

@@ -1,6 +1,6 @@
 r"""Changes the given files in small ways, one at a time, and says which changes no test notices.
 
-    python scripts/mutate.py --files='dist_restore/planning/matching/*.py' --tests=tests/test_evidence_rows.py
+    python scripts/mutate.py --files='dist_restore/planning/matching/*.py' --tests=tests/unit/planning
 
 Libraries are imported once; each mutant is a forked process that imports the package anew, with the changed file, and
 runs the tests up to the first that fails. The same seed gives the same mutants of the same files. Nothing is written.

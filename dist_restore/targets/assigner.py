@@ -129,7 +129,7 @@ class Assigner:
             return self._assign_whole(variable, tensor, crc)
         # What strategy.extended.update does for a mirrored variable in cross-replica context: the same assignment to
         # each component, on its device. It costs 300 us a variable on two replicas, this 40.
-        # tests/test_host_memory.py compares the two.
+        # tests/tf_internals/test_host_memory.py compares the two.
         if spares is not None and isinstance(value, Blank):
             spares.write(plain, value)
         else:

@@ -1,10 +1,9 @@
 """Many small variables written, or read, in one call.
 
-An eager op costs 8 us however small its value is. A function of `COUNT` AssignVariableOps costs 2 us for each, if it is
-registered as a proto and called without TensorFlow's Python wrappers (`tests/test_grouped.py` says on which version
-that was tried; TF 2.21). Its first call takes 17 ms. Where a piece is missing, `write` writes nothing and says so, and
-`read` reads nothing.
-Knows components and arrays; knows no strategies.
+An eager op costs 8 us however small its value is. A function of `COUNT` AssignVariableOps costs 2 us for each, if it
+is registered as a proto and called without TensorFlow's Python wrappers (`tests/tf_internals/test_grouped.py` says on
+which version that was tried; TF 2.21). Its first call takes 17 ms. Where a piece is missing, `write` writes nothing
+and says so, and `read` reads nothing. Knows components and arrays; knows no strategies.
 """
 
 from __future__ import annotations

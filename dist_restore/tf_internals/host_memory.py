@@ -1,8 +1,9 @@
 """Tensors whose memory is filled in place, and variables written and read without a copy.
 
-The one adapter around what TensorFlow does not promise: eager tensors' own buffers, and eager ops called without their
-Python wrappers (`tests/test_host_memory.py` says on which version it was tried; TF 2.21). Where a piece of it is
-missing, the public way is taken, which costs time and nothing else. Knows tensors and handles; knows no strategies.
+The one adapter around what TensorFlow does not promise: eager tensors' own buffers, and eager ops called without
+their Python wrappers (`tests/tf_internals/test_host_memory.py` says on which version it was tried; TF 2.21). Where a
+piece of it is missing, the public way is taken, which costs time and nothing else. Knows tensors and handles; knows
+no strategies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Variables in several parts, each of some rows: what ParameterServerStrategy makes of a variable under a partitioner.
 
 Such a variable is one target, with the shape of the whole. TensorFlow has no public name for its class; its attributes
-`variables`, `shape` and `dtype` are public (`tests/test_sharded.py` says on which version that was tried; TF 2.21).
+`variables`, `shape` and `dtype` are public
+(`tests/tf_internals/test_sharded.py` says on which version that was tried; TF 2.21).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Workers that drive several logical CPU devices each: MultiWorkerMirroredStrategy itself gives a worker one CPU.
 
-The one place of these scripts that uses private API of TensorFlow; tried on 2.21, and tests/test_train_lm_cluster.py
-trains with it. With GPUs, or with one replica a worker, nothing here is needed.
+The one place of these scripts that uses private API of TensorFlow; tried on 2.21, and
+tests/processes/test_train_lm_cluster.py trains with it. With GPUs, or with one replica a worker, nothing here is
+needed.
 """
 
 from __future__ import annotations

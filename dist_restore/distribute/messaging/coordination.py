@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Sequence
 
 import tensorflow as tf
-from tensorflow.python.eager import context  # private: see above, and tests/test_coordination.py
+from tensorflow.python.eager import context  # private: see above, and tests/processes/test_coordination.py
 
 from dist_restore.core.errors import RestoreError
 from dist_restore.distribute.messaging.store import Answer, Unreachable
