@@ -34,7 +34,7 @@ demo-cluster: $(READY) ## the same on a local cluster of 2 workers (WORKERS=3, W
 	@$(BIN)/python scripts/demo.py --workers=$(WORKERS)
 
 # The rooms that know no TensorFlow, and the rooms' own rules.
-PURE := tests/architecture tests/unit
+PURE := tests/architecture/test_rooms.py tests/unit
 
 test-fast: $(READY) ## what thinks, without TensorFlow and processes: for every save, under a minute
 	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(PURE) $(ARGS)

@@ -29,7 +29,6 @@ ops  = [{ split = { axis = -1 } }]
 
 [[rule]]
 from = "model/embed/embeddings"
-from places import ROOT
 to   = "model/embed/embeddings"
 ops  = [{ fit = { fill = "keep" } }]
 
