@@ -37,17 +37,18 @@ def unlisted_slots(nodes: Sequence[Node], index: int, listed: Collection[int]) -
     special = _ENDINGS | (_ENDINGS_OF_ADAMAX if {"m", "u"} <= roles else {})
     endings = {**{role: role for role in roles}, **{end: role for end, role in special.items() if role in roles}}
     owners = [(child, _name(nodes, child)) for _, child in _in_order(nodes, edges["_trainable_variables"])]
-    for role, slots in _by_role([(slot, _name(nodes, slot).partition("/")[2]) for slot in state], endings).items():
-        yield from ((role, owner, slot) for owner, slot in _paired(slots, owners))
+    by_role = _by_role([(slot, _name(nodes, slot).partition("/")[2]) for slot in state], endings)
+    complete = {role: slots for role, slots in by_role.items() if _is_one_for_each(slots, owners)}
+    called = [(owner, flat) for slots in complete.values() for (owner, _), (_, flat) in zip(owners, slots, strict=True)]
+    for role, slots in by_role.items():
+        pairs = zip(owners, slots, strict=True) if role in complete else _by_name(slots, owners, called)
+        yield from ((role, owner, slot) for (owner, _), (slot, _) in pairs)
 
 
-def _paired(slots: Sequence[_Named], owners: Sequence[_Named]) -> Iterator[tuple[int, int]]:
-    """(owner, slot): in their order where there is one for each and no name speaks against it, else by name."""
+def _is_one_for_each(slots: Sequence[_Named], owners: Sequence[_Named]) -> bool:
+    """Whether there is a slot for each owner, in their order, and no name speaks against it."""
     flat = {name.replace("/", "_") for _, name in owners}
-    if len(slots) == len(owners) and all([_fits(s, o, flat) for s, o in zip(slots, owners, strict=True)]):
-        yield from ((owner, slot) for (slot, _), (owner, _) in zip(slots, owners, strict=True))
-    else:
-        yield from _by_name(slots, owners)
+    return len(slots) == len(owners) and all([_fits(s, o, flat) for s, o in zip(slots, owners, strict=True)])
 
 
 def _by_role(slots: Iterable[_Named], endings: Mapping[str, str]) -> dict[str, list[_Named]]:
@@ -70,10 +71,19 @@ def _fits(slot: _Named, owner: _Named, known: Collection[str]) -> bool:
     return not flat or flat in (last, f"{last}_0") or flat.endswith((f"_{last}", f"_{last}_0"))
 
 
-def _by_name(slots: Iterable[_Named], owners: Iterable[_Named]) -> Iterator[tuple[int, int]]:
-    """(owner, slot) of one name that no other has: an optimizer may keep no slots for some."""
-    ours, theirs = _single(slots), _single((owner, name.replace("/", "_")) for owner, name in owners)
-    yield from ((theirs[name], slot) for name, slot in ours.items() if name and name in theirs)
+def _by_name(
+    slots: Iterable[_Named], owners: Iterable[_Named], called: Iterable[_Named]
+) -> Iterator[tuple[_Named, _Named]]:
+    """Pairs of one name that no other has, for an optimizer may keep no slots for some.
+
+    Args:
+      slots: of one role.
+      owners: by TensorFlow's names.
+      called: owners, by what slots of other roles call them.
+    """
+    theirs = {*((owner, name.replace("/", "_")) for owner, name in owners), *called}
+    ours, known = _single(slots), _single(theirs)
+    yield from (((known[name], name), (ours[name], name)) for name in ours if name and name in known)
 
 
 def _single(items: Iterable[_Named]) -> dict[str, int]:

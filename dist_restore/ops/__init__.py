@@ -20,7 +20,7 @@ from dist_restore.ops.chain import (
     stages,
 )
 from dist_restore.ops.concat import Concat, Stack
-from dist_restore.ops.dtypes import dtype_name, is_narrowing_cast, is_safe_cast, numpy_dtype
+from dist_restore.ops.dtypes import dtype_name, holds_codes, is_float_cast, is_narrowing_cast, is_safe_cast, numpy_dtype
 from dist_restore.ops.interpolation import Method
 from dist_restore.ops.lossless import cast_values, check_lossless
 from dist_restore.ops.mean import Mean
@@ -79,8 +79,10 @@ __all__ = [
     "dump_op",
     "filled_elements",
     "for_slot",
+    "holds_codes",
     "infer",
     "inverse",
+    "is_float_cast",
     "is_narrowing_cast",
     "is_safe_cast",
     "may_refuse",

@@ -156,6 +156,17 @@ def is_narrowing_cast(src: str, dst: str) -> bool:
     return numeric and not is_safe_cast(src, dst)
 
 
+def holds_codes(src: str, dst: str) -> bool:
+    """Whether integers of at most 8 bits would become the values of a float: they are codes of a quantization."""
+    small = kind_of(src) is Kind.INT and int_bounds(src)[1] <= 255
+    return small and kind_of(dst) in (Kind.FLOAT, Kind.COMPLEX)
+
+
+def is_float_cast(src: str, dst: str) -> bool:
+    """Whether a cast goes from one float to another."""
+    return kind_of(src) is kind_of(dst) is Kind.FLOAT
+
+
 def is_possible_cast(src: str, dst: str) -> bool:
     """Whether an explicit cast op may go from one dtype to the other at all: among numbers and bool."""
     apart = (Kind.STRING, Kind.QUANTIZED)

@@ -16,6 +16,7 @@ from dist_restore.ops import (
     bind,
     describe,
     filled_elements,
+    holds_codes,
     infer,
     is_narrowing_cast,
     is_safe_cast,
@@ -76,6 +77,8 @@ def build_entry(target: TargetVariable, choice: Choice) -> PlanEntry:
         return _problem(target, choice, Problem.DTYPE, _unknown_reason(target, choice, error))
     if not castable:
         return _problem(target, choice, Problem.DTYPE, _dtype_reason(target, choice, result))
+    if choice.proof is not Proof.RULE and holds_codes(result.dtype, target.spec.dtype):
+        return _problem(target, choice, Problem.DTYPE, _codes_reason(target, choice, result))
     return _entry(target, choice, _with_cast(ops, result, target), specs)
 
 
@@ -129,6 +132,15 @@ def _dtype_reason(target: TargetVariable, choice: Choice, result: TensorSpec) ->
     return (
         f"expected dtype {target.spec.dtype}, found {what}: a change from {result.dtype} must be declared, with a rule "
         f'whose ops end in {{ cast = {{ dtype = "{target.spec.dtype}" }} }}.'
+    )
+
+
+def _codes_reason(target: TargetVariable, choice: Choice, result: TensorSpec) -> str:
+    what = " + ".join(repr(s.name) for s in choice.sources)
+    return (
+        f"expected dtype {target.spec.dtype}, found {what} ({result.dtype}): such small integers are codes of a "
+        "quantized weight, and not its values. Quantize the model as it was, or restore a checkpoint from before that. "
+        f'If they are values, say so in a rule: from = "{choice.sources[0].name}", to = "{target.name}".'
     )
 
 

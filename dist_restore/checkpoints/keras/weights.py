@@ -26,6 +26,9 @@ from dist_restore.naming.slot_roles import family_of
 VARS = "vars"
 _LAYERS, _OPTIMIZER = "layers", "optimizer"
 _INSIDE = "inner_optimizer"
+_LOSS_SCALE = "lossscaleoptimizer"
+# What the weights of a quantized layer are stored as.
+_CODES = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
 _RANK = {AliasKind.SEMANTIC: 0, AliasKind.COUNTED: 1, AliasKind.POSITIONAL: 2}
 
 
@@ -77,14 +80,25 @@ def numbered_optimizers(root: Group, config: LayerConfig | None) -> tuple[Optimi
     """A compiled model's optimizer and those inside: their variables have numbers only, no roles and no owners."""
     group, found = root.groups.get(_OPTIMIZER), list[OptimizerInfo]()
     rows = tuple(_rows(root, config)) if group is not None else ()
+    chain = config.optimizers if config is not None else ()
+    if chain and chain[0] != _LOSS_SCALE and len(chain) < _depth(group):
+        chain = (_LOSS_SCALE, *chain)  # `compile` wraps the optimizer by itself, and the config has the one inside
     while group is not None and VARS in group.groups:
         label = _own_name(group, None)
-        classes = config.optimizers[len(found) :] if config is not None else ()
+        classes = chain[len(found) :]
         family = classes[0] if classes else family_of(label)
         # Only Keras 3 (from 3.6 on) says names; tf_keras does not.
         found.append(OptimizerInfo(group.path, family, label, (), (KERAS_3,) if label else (), rows))
         group = group.groups.get(_INSIDE)
     return tuple(found)
+
+
+def _depth(group: Group | None) -> int:
+    """How many optimizers there are, each inside the one before."""
+    depth = 0
+    while group is not None and VARS in group.groups:
+        depth, group = depth + 1, group.groups.get(_INSIDE)
+    return depth
 
 
 def _rows(group: Group, config: LayerConfig | None, name: str = "") -> Iterator[tuple[str, ...]]:
@@ -194,8 +208,10 @@ def _variables(group: Group, place: _Place) -> Iterator[tuple[SourceTensor, Data
     names = dict(zip(keys, keys, strict=True))
     if numbered:
         options = place.config.options if place.config is not None else None
-        shapes = [group.datasets[key].spec.shape for key in keys]
-        known = variable_names(place.layer_class, shapes, options)
+        specs = [group.datasets[key].spec for key in keys]
+        known = variable_names(place.layer_class, [s.shape for s in specs], options)
+        if any(s.dtype in _CODES for s in specs):
+            known = None  # a quantized layer has other variables
         names = dict(zip(keys, known, strict=True)) if known is not None else {}
     for key in keys:
         dataset = group.datasets[key]

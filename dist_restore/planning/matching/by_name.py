@@ -58,7 +58,7 @@ def by_name(targets: Side[TargetVariable], sources: Side[SourceTensor], alignmen
         return plain
     claims = _claims(targets, sources, alignment)
     found = {t.name: _judge(claims[t.name], alignment) for t in targets.open if t.name in claims}
-    found.update(_shared_flat(targets, sources, claims))
+    found.update(_shared_flat(targets, sources, claims, found))
     _refuse_unequal_flat(found, claims, targets.open, sources)
     _refuse_shared(found, claims)
     _refuse_unequal_lists(found, claims, _lists(targets, sources, alignment), targets.open)
@@ -167,10 +167,14 @@ def _unique_flat(sources: Side[SourceTensor]) -> Mapping[str, SourceTensor]:
 
 
 def _shared_flat(
-    targets: Side[TargetVariable], sources: Side[SourceTensor], claims: Mapping[str, Sequence[_Claim]]
+    targets: Side[TargetVariable],
+    sources: Side[SourceTensor],
+    claims: Mapping[str, Sequence[_Claim]],
+    found: Mapping[str, Outcome],
 ) -> Iterator[tuple[str, Outcome]]:
-    """Targets of which nothing but a flattened name is known, and that have it with others."""
-    flat = _unique_flat(sources)
+    """Targets of which nothing but a flattened name is known, and that have it with others that nothing else tells."""
+    taken = {id(o.source) for o in found.values() if isinstance(o, Match) and not rests_on_index(o.name)}
+    flat = {name: source for name, source in _unique_flat(sources).items() if id(source) not in taken}
     for target in targets.open if flat else ():
         shared = [a.name for a in _flat_aliases(target.aliases) if a.name in flat] if target.name not in claims else []
         if shared:

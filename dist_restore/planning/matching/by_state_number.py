@@ -15,8 +15,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from dist_restore.core.index import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
 from dist_restore.core.nearest import quote
+from dist_restore.core.tensors import TensorSpec
 from dist_restore.naming.optimizer_classes import KERAS_3
 from dist_restore.naming.slot_roles import class_name, is_known
+from dist_restore.ops import is_float_cast
 from dist_restore.planning.entries import Proof
 from dist_restore.planning.matching.outcome import Match
 from dist_restore.planning.name_table import Named
@@ -63,7 +65,7 @@ class NumberedState:
             return f"{_NUMBERS}, of the class {theirs!r}, and the program's is {ours!r}"
         if sorted(self.ours) != [*range(len(self.theirs))] or self.ours.keys() != self.theirs.keys():
             return f"{_NUMBERS}: it keeps {len(self.theirs)} variables, and the program's {len(self.ours)}"
-        differ = next((n for n, v in sorted(self.ours.items()) if v.spec != self.theirs[n].spec), None)
+        differ = next((n for n, v in sorted(self.ours.items()) if not _becomes(self.theirs[n].spec, v.spec)), None)
         if differ is not None:
             here, there = self.ours[differ], self.theirs[differ]
             return (
@@ -244,6 +246,13 @@ def _cut(lists: Mapping[str, dict[int, SourceTensor]], name: str) -> list[Source
     if not inside or [own[n].spec for n in tail] != [t.spec for _, t in sorted(inside.items())]:
         return []
     return [own.pop(n) for n in tail]
+
+
+def _becomes(stored: TensorSpec, wanted: TensorSpec) -> bool:
+    """Whether a tensor may be a variable's: of its shape, and of its kind of dtype, as another policy makes it."""
+    if stored.shape != wanted.shape or stored.is_object or wanted.is_object:
+        return stored == wanted
+    return stored.dtype == wanted.dtype or is_float_cast(stored.dtype, wanted.dtype)
 
 
 def _same_class(ours: OptimizerInfo, theirs: OptimizerInfo) -> bool:

@@ -48,7 +48,7 @@ class Rule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "from_", _names(self.from_))
         object.__setattr__(self, "to", _names(self.to))
-        object.__setattr__(self, "ops", tuple(self.ops))
+        object.__setattr__(self, "ops", _ops(self.ops))
         object.__setattr__(self, "keep", _clean(self.keep))
         object.__setattr__(self, "drop", _clean(self.drop))
         kinds = [bool(self.from_ or self.to), bool(self.keep), bool(self.drop)]
@@ -96,6 +96,13 @@ class Rule:
             )
         except RuleError as error:
             raise RuleError(f"{where}: {error}") from error
+
+
+def _ops(ops: object) -> tuple[Op, ...]:
+    """Ops as they are, and as rule files write them: a rule made in Python may have either."""
+    given = tuple(ops) if isinstance(ops, list | tuple) else ()
+    made = [op for op in given if isinstance(op, Op)]
+    return tuple(made) if len(made) == len(given) and (given or not ops) else parse_ops(ops)
 
 
 RulesLike: TypeAlias = "str | os.PathLike[str] | RuleSet | Sequence[Rule] | Mapping[str, object] | None"

@@ -87,6 +87,12 @@ def test_where_some_have_no_slots_names_tell_the_others() -> None:
     assert not slots(graph(["w_momentum", "w_momentum"], ["_momentums"], ("w", "x", "y")))
 
 
+def test_what_slots_of_one_role_call_an_owner_tells_those_of_another() -> None:
+    names = ["net_x_kernel_momentum", "net_y_bias_momentum", "net_y_bias_velocity"]
+    made = slots(graph(names, ["_momentums", "_velocities"], ("net/kernel", "net/bias")))
+    assert made["net_y_bias_velocity"] == "optimizer/velocity/model/1/kernel"
+
+
 def test_a_longer_ending_is_the_one_that_is_meant() -> None:
     names = [f"w_{role}" for role in ("accumulator", "gradient_accumulator")]
     made = slots(graph(names, ["_accumulators", "_accumulated_gradients"], ("w",)))
