@@ -16,6 +16,8 @@ _Named = tuple[int, str]
 
 # How names end that are not called as the list is.
 _ENDINGS = {"gradient_accumulator": "accumulated_gradient"}
+# Muon calls two things momentum, and keeps them for different variables: nothing is told by such names.
+_OF_MUON = frozenset({"adam_velocities"})
 _ENDINGS_OF_ADAMAX = {"momentum": "m", "norm": "u"}
 
 
@@ -29,7 +31,7 @@ def unlisted_slots(nodes: Sequence[Node], index: int, listed: Collection[int]) -
     """
     edges = dict(nodes[index].edges)
     empty = [edge for edge, child in edges.items() if not nodes[child].edges and nodes[child].leaf is None]
-    roles = {role_of_edge(edge) for edge in empty}
+    roles = {role_of_edge(edge) for edge in empty} if not _OF_MUON & edges.keys() else set()
     own = {*edges.values(), *listed}
     state = [child for _, child in _in_order(nodes, edges["_variables"]) if child not in own] if roles else []
     if not state:

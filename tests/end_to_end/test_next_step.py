@@ -34,12 +34,12 @@ OPTIMIZERS: dict[str, Make] = {
     "lamb": lambda **o: K.Lamb(0.01, **o),
     "schedulefree": lambda **o: K.ScheduleFreeAdamW(0.01, **o),
 }
-if not hasattr(K, "ScheduleFreeAdamW"):  # Keras up to 3.13
+if not hasattr(K, "ScheduleFreeAdamW"):  # of later releases than Keras 3.6
     del OPTIMIZERS["schedulefree"]
 # Of which Keras tracks no lists, so that a checkpoint numbers what they keep.
-NUMBERED: dict[str, Make] = {"adafactor": lambda **o: K.Adafactor(0.01, **o), "muon": lambda **o: K.Muon(0.01, **o)}
-if not hasattr(K, "Muon"):
-    del NUMBERED["muon"]
+NUMBERED: dict[str, Make] = {"adafactor": lambda **o: K.Adafactor(0.01, **o)}
+if hasattr(K, "Muon"):
+    NUMBERED["muon"] = lambda **o: K.Muon(0.01, **o)
 # The class whose "momentum" are weights, by the attribute of these.
 WEIGHTS = {getattr(K, "ScheduleFreeAdamW", None): "_momentums"}
 # With accumulation on: nothing is accumulated yet, and the number of updates goes on as one of batches.

@@ -95,6 +95,16 @@ ENTRY_CHANGES: dict[str, object] = {
 }
 
 
+def test_an_entry_is_a_dataclass_for_those_who_use_it() -> None:
+    first = example().entries[0]
+    changed = dataclasses.replace(first, reason="another")
+    assert (changed.reason, changed.target, type(changed)) == ("another", first.target, PlanEntry)
+    assert [f.name for f in dataclasses.fields(first)] == list(PlanEntry.__struct_fields__)
+    assert dataclasses.asdict(first)["target"] == first.target
+    with pytest.raises(AttributeError):
+        first.reason = "another"  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("field", PlanEntry.__struct_fields__)
 def test_every_field_of_an_entry_counts_in_the_digest(field: str) -> None:
     done = example()
