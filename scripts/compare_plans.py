@@ -74,9 +74,7 @@ def _own(index: object) -> dict[str, object]:
     import tensorflow as tf
 
     tensors = index.tensors  # type: ignore[attr-defined]
-    return {
-        t.name: tf.Variable(tf.zeros(t.spec.shape, t.spec.dtype)) for t in tensors if t.spec.dtype not in ("string",)
-    }
+    return {t.name: tf.Variable(tf.zeros(t.spec.shape, t.spec.dtype)) for t in tensors if t.spec.dtype != "string"}
 
 
 def _data(root: pathlib.Path) -> pathlib.Path:

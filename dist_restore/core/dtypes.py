@@ -28,6 +28,8 @@ class Dtype(NamedTuple):
 STRING = "string"
 # What such a tensor holds only its own object can read.
 OPAQUE = frozenset({"variant", "resource"})
+# What the weights of a quantized layer are stored as.
+CODES = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
 
 # Narrow ones (int4) take a byte an element in a checkpoint (TF 2.21), as they do in NumPy. TensorFlow's own reader
 # gives quantized values as the integers that they are stored as. Later dtypes are not known here.

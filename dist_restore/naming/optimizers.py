@@ -191,7 +191,7 @@ def _keras_optimizer(nodes: Sequence[Node], index: int, edges: Mapping[str, int]
         for position, child in nodes[container].edges
         if child in state and position in owners
     ]
-    slots += unlisted_slots(nodes, index, {slot for _, _, slot in slots})
+    slots += [*unlisted_slots(nodes, index, slots)]
     return OptimizerNode(index, label, family, tuple(slots), structure=structure)
 
 

@@ -41,6 +41,9 @@ _SAME_MOMENTS = frozenset({"adam", "adamw", "nadam"})
 _CLASSLESS = frozenset({"average", "accumulated_gradient"})
 # The class of what keeps averages of weights beside an optimizer (`tf.train.ExponentialMovingAverage`).
 SHADOWS = "exponentialmovingaverage"
+# The class that wraps an optimizer for mixed precision, and what wrappers of Keras 3 call the optimizer inside.
+LOSS_SCALE = "lossscaleoptimizer"
+INSIDE = "inner_optimizer"
 # What TF1 calls slots in a name-based checkpoint, `dense/kernel/Adam_1`: by the name of the class, and in the order in
 # which it makes them. RMSProp has one more where it is centered.
 _TF1_SLOTS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {

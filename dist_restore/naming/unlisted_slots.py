@@ -10,32 +10,35 @@ import collections
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.core.graph import Node
+from dist_restore.naming.keras_containers import VARIABLE_LISTS
 from dist_restore.naming.slot_roles import role_of_edge
 
 _Named = tuple[int, str]
 
 # How names end that are not called as the list is.
 _ENDINGS = {"gradient_accumulator": "accumulated_gradient"}
-# Muon calls two things momentum, and keeps them for different variables: nothing is told by such names.
-_OF_MUON = frozenset({"adam_velocities"})
 _ENDINGS_OF_ADAMAX = {"momentum": "m", "norm": "u"}
+# Muon calls two things momentum, and keeps them for different variables: nothing is told by such names.
+_OF_MUON = "adam_velocities"
 
 
-def unlisted_slots(nodes: Sequence[Node], index: int, listed: Collection[int]) -> Iterator[tuple[str, int, int]]:
+def unlisted_slots(
+    nodes: Sequence[Node], index: int, listed: Iterable[tuple[str, int, int]]
+) -> Iterator[tuple[str, int, int]]:
     """(role, owner, slot) of the slots of one optimizer of Keras 3 whose lists are empty.
 
     Args:
       nodes: the object graph.
       index: the optimizer.
-      listed: the slots that lists show.
+      listed: the slots that lists show, likewise.
     """
     edges = dict(nodes[index].edges)
-    empty = [edge for edge, child in edges.items() if not nodes[child].edges and nodes[child].leaf is None]
-    roles = {role_of_edge(edge) for edge in empty} if not _OF_MUON & edges.keys() else set()
-    own = {*edges.values(), *listed}
-    state = [child for _, child in _in_order(nodes, edges["_variables"]) if child not in own] if roles else []
-    if not state:
+    lists = (edge for edge, child in edges.items() if not nodes[child].edges and nodes[child].leaf is None)
+    roles = {role_of_edge(edge) for edge in lists if edge not in VARIABLE_LISTS}
+    if not roles or _OF_MUON in edges:
         return
+    own = {*edges.values(), *(slot for _, _, slot in listed)}
+    state = [child for _, child in _in_order(nodes, edges["_variables"]) if child not in own]
     special = _ENDINGS | (_ENDINGS_OF_ADAMAX if {"m", "u"} <= roles else {})
     endings = {**{role: role for role in roles}, **{end: role for end, role in special.items() if role in roles}}
     owners = [(child, _name(nodes, child)) for _, child in _in_order(nodes, edges["_trainable_variables"])]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from dist_restore.core.dtypes import ITEM_SIZES
+from dist_restore.core.dtypes import CODES, ITEM_SIZES
 from dist_restore.core.errors import DtypeMismatchError
 from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops.base import Array
@@ -158,8 +158,7 @@ def is_narrowing_cast(src: str, dst: str) -> bool:
 
 def holds_codes(src: str, dst: str) -> bool:
     """Whether integers of at most 8 bits would become the values of a float: they are codes of a quantization."""
-    small = kind_of(src) is Kind.INT and int_bounds(src)[1] <= 255
-    return small and kind_of(dst) in (Kind.FLOAT, Kind.COMPLEX)
+    return src in CODES and kind_of(dst) in (Kind.FLOAT, Kind.COMPLEX)
 
 
 def is_float_cast(src: str, dst: str) -> bool:

@@ -144,7 +144,7 @@ class _Walker:
         return LiveGraph(nodes, leaves, is_bare(root), unbuilt, fresh, tracked)
 
     def _number(self, item: object) -> int:
-        item = item.value if isinstance(item, KerasVariable) else item  # as `_unwrap`, without its call
+        item = item.value if isinstance(item, KerasVariable) else item  # as `unwrap`, without its call
         number = self._numbers.setdefault(id(item), len(self._objects))
         if number == len(self._objects):
             self._objects.append(item)  # holds the object, so that its id stays its own

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import dist_restore as dr
-from dist_restore.tf_internals.keras_variables import KerasVariable
+from dist_restore.tf_internals.keras_variables import KerasVariable, unwrap
 
 Root = object
 Snapshot = list[tuple[tf.Variable, list[np.ndarray]]]
@@ -26,7 +26,7 @@ Snapshot = list[tuple[tf.Variable, list[np.ndarray]]]
 
 def raw(variable: object) -> tf.Variable:
     """The TensorFlow variable behind a Keras one."""
-    return variable.value if isinstance(variable, KerasVariable) else variable
+    return unwrap(variable)
 
 
 def replicas(variable: object) -> list[np.ndarray]:

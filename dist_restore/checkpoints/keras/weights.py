@@ -16,19 +16,16 @@ from dist_restore.checkpoints.keras.config import LayerConfig
 from dist_restore.checkpoints.keras.hdf5 import Dataset, Group
 from dist_restore.checkpoints.keras.layers import class_of
 from dist_restore.checkpoints.keras.scene import in_order
+from dist_restore.core.dtypes import CODES
 from dist_restore.core.errors import CheckpointCorruptError
 from dist_restore.core.index import Alias, AliasKind, OptimizerInfo, Place, SourceTensor
 from dist_restore.naming.automatic_names import looks_automatic, without_counter
 from dist_restore.naming.layer_variables import variable_names
 from dist_restore.naming.optimizer_classes import KERAS_3
-from dist_restore.naming.slot_roles import family_of
+from dist_restore.naming.slot_roles import INSIDE, LOSS_SCALE, family_of
 
 VARS = "vars"
 _LAYERS, _OPTIMIZER = "layers", "optimizer"
-_INSIDE = "inner_optimizer"
-_LOSS_SCALE = "lossscaleoptimizer"
-# What the weights of a quantized layer are stored as.
-_CODES = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
 _RANK = {AliasKind.SEMANTIC: 0, AliasKind.COUNTED: 1, AliasKind.POSITIONAL: 2}
 
 
@@ -78,27 +75,25 @@ def name_weights(root: Group, config: LayerConfig | None) -> tuple[tuple[SourceT
 
 def numbered_optimizers(root: Group, config: LayerConfig | None) -> tuple[OptimizerInfo, ...]:
     """A compiled model's optimizer and those inside: their variables have numbers only, no roles and no owners."""
-    group, found = root.groups.get(_OPTIMIZER), list[OptimizerInfo]()
-    rows = tuple(_rows(root, config)) if group is not None else ()
-    chain = config.optimizers if config is not None else ()
-    if chain and chain[0] != _LOSS_SCALE and len(chain) < _depth(group):
-        chain = (_LOSS_SCALE, *chain)  # `compile` wraps the optimizer by itself, and the config has the one inside
-    while group is not None and VARS in group.groups:
+    groups = [*_nested(root.groups.get(_OPTIMIZER))]
+    rows = tuple(_rows(root, config)) if groups else ()
+    classes = config.optimizers if config is not None else ()
+    if classes and classes[0] != LOSS_SCALE and len(classes) < len(groups):
+        classes = (LOSS_SCALE, *classes)  # `compile` wraps the optimizer by itself, and the config has the one inside
+    found: list[OptimizerInfo] = []
+    for number, group in enumerate(groups):
         label = _own_name(group, None)
-        classes = chain[len(found) :]
-        family = classes[0] if classes else family_of(label)
+        family = classes[number] if number < len(classes) else family_of(label)
         # Only Keras 3 (from 3.6 on) says names; tf_keras does not.
         found.append(OptimizerInfo(group.path, family, label, (), (KERAS_3,) if label else (), rows))
-        group = group.groups.get(_INSIDE)
     return tuple(found)
 
 
-def _depth(group: Group | None) -> int:
-    """How many optimizers there are, each inside the one before."""
-    depth = 0
+def _nested(group: Group | None) -> Iterator[Group]:
+    """An optimizer, and those inside, each in the one before."""
     while group is not None and VARS in group.groups:
-        depth, group = depth + 1, group.groups.get(_INSIDE)
-    return depth
+        yield group
+        group = group.groups.get(INSIDE)
 
 
 def _rows(group: Group, config: LayerConfig | None, name: str = "") -> Iterator[tuple[str, ...]]:
@@ -209,9 +204,8 @@ def _variables(group: Group, place: _Place) -> Iterator[tuple[SourceTensor, Data
     if numbered:
         options = place.config.options if place.config is not None else None
         specs = [group.datasets[key].spec for key in keys]
-        known = variable_names(place.layer_class, [s.shape for s in specs], options)
-        if any(s.dtype in _CODES for s in specs):
-            known = None  # a quantized layer has other variables
+        quantized = any(s.dtype in CODES for s in specs)  # such a layer has other variables
+        known = None if quantized else variable_names(place.layer_class, [s.shape for s in specs], options)
         names = dict(zip(keys, known, strict=True)) if known is not None else {}
     for key in keys:
         dataset = group.datasets[key]

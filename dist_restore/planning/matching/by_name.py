@@ -173,13 +173,17 @@ def _shared_flat(
     found: Mapping[str, Outcome],
 ) -> Iterator[tuple[str, Outcome]]:
     """Targets of which nothing but a flattened name is known, and that have it with others that nothing else tells."""
+    flat = _unique_flat(sources)
+    nameless = [t for t in targets.open if t.name not in claims] if flat else []
+    shared = [(t, [a.name for a in _flat_aliases(t.aliases) if a.name in flat]) for t in nameless]
+    if not any(names for _, names in shared):
+        return
     taken = {id(o.source) for o in found.values() if isinstance(o, Match) and not rests_on_index(o.name)}
-    flat = {name: source for name, source in _unique_flat(sources).items() if id(source) not in taken}
-    for target in targets.open if flat else ():
-        shared = [a.name for a in _flat_aliases(target.aliases) if a.name in flat] if target.name not in claims else []
-        if shared:
-            reason = f"several variables of the model have the name {shared[0]!r}, which its slots carry"
-            yield target.name, Conflict((flat[shared[0]],), reason)
+    for target, names in shared:
+        name = next((n for n in names if id(flat[n]) not in taken), "")
+        if name:
+            reason = f"several variables of the model have the name {name!r}, which its slots carry"
+            yield target.name, Conflict((flat[name],), reason)
 
 
 def _flat_aliases(aliases: Iterable[Alias]) -> list[Alias]:

@@ -17,7 +17,7 @@ from dist_restore.core.index import AliasKind, CheckpointIndex, OptimizerInfo, S
 from dist_restore.core.nearest import quote
 from dist_restore.core.tensors import TensorSpec
 from dist_restore.naming.optimizer_classes import KERAS_3
-from dist_restore.naming.slot_roles import class_name, is_known
+from dist_restore.naming.slot_roles import INSIDE, class_name, is_known
 from dist_restore.ops import is_float_cast
 from dist_restore.planning.entries import Proof
 from dist_restore.planning.matching.outcome import Match
@@ -25,7 +25,6 @@ from dist_restore.planning.name_table import Named
 
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}\Z")
 _OURS, _THEIRS, _TRAINED = "variables", "vars", "trainable_variables"
-_INSIDE = "inner_optimizer"
 # What the base class of Keras 3 makes for every class: in turns before 3.10, in two rows since.
 _OF_BASE = frozenset({"average", "accumulated_gradient"})
 _NUMBERS = "the checkpoint only numbers the state of its optimizer"
@@ -241,7 +240,7 @@ def numbered_lists(items: Iterable[Named], optimizers: Sequence[str], edge: str)
 
 def _cut(lists: Mapping[str, dict[int, SourceTensor]], name: str) -> list[SourceTensor]:
     """Takes what the optimizer inside keeps off the end of a wrapper's list, which has it too; gives what was there."""
-    own, inside = lists[name], lists.get(f"{name}/{_INSIDE}", {})
+    own, inside = lists[name], lists.get(f"{name}/{INSIDE}", {})
     tail = sorted(own)[len(own) - len(inside) :]
     if not inside or [own[n].spec for n in tail] != [t.spec for _, t in sorted(inside.items())]:
         return []

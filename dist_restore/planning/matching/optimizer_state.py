@@ -12,13 +12,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from dist_restore.core.index import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
-from dist_restore.naming.slot_roles import SHADOWS
+from dist_restore.naming.slot_roles import INSIDE, LOSS_SCALE, SHADOWS
 from dist_restore.planning.matching.by_state_number import StateNumbers
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
 
-# What wrappers call the optimizer inside (Keras 3).
-_INSIDE = "inner_optimizer"
-_LOSS_SCALE = "lossscaleoptimizer"
 _ACCUMULATED = "accumulated_gradient"
 # What name-based checkpoints call the number of updates, by TF1's convention.
 TF1_STEP = "global_step"
@@ -109,7 +106,7 @@ class OptimizerState:
         optimizer, _, own = target.name.rpartition("/")
         if own == "learning_rate" and self.numbers.lacks(optimizer, target):
             return "files of tf_keras store no learning rate: it is what the program says"
-        if optimizer not in self._my_wrappers or self._ours[optimizer].family != _LOSS_SCALE:
+        if optimizer not in self._my_wrappers or self._ours[optimizer].family != LOSS_SCALE:
             return ""
         return "the LossScaleOptimizer's own state, and the checkpoint's optimizer is not wrapped in one"
 
@@ -132,11 +129,11 @@ class OptimizerState:
         mine, other = target.name.rpartition("/"), source.name.rpartition("/")
         if mine[0] not in self._ours or other[0] not in self._theirs:
             return ""
-        wrapped = f"{mine[0]}/{_INSIDE}" in self._ours, f"{other[0]}/{_INSIDE}" in self._theirs
+        wrapped = f"{mine[0]}/{INSIDE}" in self._ours, f"{other[0]}/{INSIDE}" in self._theirs
         if wrapped[0] != wrapped[1]:
             return (
                 "one side's optimizer is wrapped in another (LossScaleOptimizer), whose own state of this name means "
-                f'nothing to the one inside; a rule must say which is meant, such as from = "{other[0]}/{_INSIDE}/'
+                f'nothing to the one inside; a rule must say which is meant, such as from = "{other[0]}/{INSIDE}/'
                 f'{other[2]}"'
             )
         return self._counts_otherwise(mine[0], other[0], source) if mine[2] == "iterations" else ""
@@ -169,10 +166,10 @@ def _chains(optimizers: Sequence[OptimizerInfo]) -> list[_Chain]:
     names = {o.name for o in optimizers if o.family != SHADOWS}
     chains = []
     for name in sorted(names):
-        if not name.endswith(f"/{_INSIDE}") or name.removesuffix(f"/{_INSIDE}") not in names:
+        if not name.endswith(f"/{INSIDE}") or name.removesuffix(f"/{INSIDE}") not in names:
             chain = [name]
-            while f"{chain[-1]}/{_INSIDE}" in names:
-                chain.append(f"{chain[-1]}/{_INSIDE}")
+            while f"{chain[-1]}/{INSIDE}" in names:
+                chain.append(f"{chain[-1]}/{INSIDE}")
             chains.append(_Chain(tuple(chain)))
     return chains
 

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from dist_restore.core.errors import RuleError
@@ -100,9 +100,11 @@ class Rule:
 
 def _ops(ops: object) -> tuple[Op, ...]:
     """Ops as they are, and as rule files write them: a rule made in Python may have either."""
-    given = tuple(ops) if isinstance(ops, list | tuple) else ()
-    made = [op for op in given if isinstance(op, Op)]
-    return tuple(made) if len(made) == len(given) and (given or not ops) else parse_ops(ops)
+    if not isinstance(ops, Iterable) or isinstance(ops, str | bytes | Mapping):
+        return parse_ops(ops)
+    given = tuple(ops)
+    made = tuple(op for op in given if isinstance(op, Op))
+    return made if len(made) == len(given) else parse_ops(given)
 
 
 RulesLike: TypeAlias = "str | os.PathLike[str] | RuleSet | Sequence[Rule] | Mapping[str, object] | None"
