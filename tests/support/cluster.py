@@ -8,6 +8,7 @@ that was started outlives the call.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -15,15 +16,14 @@ import os
 import pathlib
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from places import IMPORTS
+from warm import Warm
 
-# Starting takes TensorFlow 5 s on an idle core; here several do it at once, beside other tests.
 LIMIT_SECONDS = 120.0
 
 
@@ -63,45 +63,39 @@ def run_cluster(
       limit: seconds for all.
       arguments: what the program gets besides the strategy; made JSON.
     """
-    from lm.local_cluster import LocalCluster
+    from lm.local_cluster import free_ports
 
-    with tempfile.TemporaryDirectory() as folder:
-        what = [f"{program.__module__}:{program.__name__}", json.dumps(arguments)]
-        paths = [pathlib.Path(folder, str(rank)) for rank in range(workers)]
-        with LocalCluster(
-            lambda rank: [sys.executable, __file__, str(paths[rank]), *what], workers, _environment()
-        ) as c:
-            outputs = [_Output(process.stdout) for process in c.processes]
-            deadline = time.monotonic() + limit
-            while c.codes.count(None) > workers - (survivors or workers) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            codes = c.codes
-        return [_outcome(*parts) for parts in zip(codes, paths, outputs, strict=True)]
-
-
-def _environment() -> dict[str, str]:
-    return {"PYTHONPATH": os.pathsep.join(IMPORTS), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "1"}
+    addresses = [f"localhost:{port}" for port in free_ports(workers)]
+    what = [f"{program.__module__}:{program.__name__}", json.dumps(arguments)]
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = pathlib.Path(name)
+        started = [_start(folder, rank, addresses, what) for rank in range(workers)]
+        for process in started:
+            stack.callback(process.kill)
+        deadline = time.monotonic() + limit
+        while _running(started) > workers - (survivors or workers) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        codes = [process.code for process in started]
+        for process in started:
+            process.kill()
+        return [_outcome(code, folder / str(rank), started[rank].text) for rank, code in enumerate(codes)]
 
 
-class _Output:
-    """Reads a pipe to its end, so that nobody waits for a full one."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._text = b""
-        self._thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
-        self._thread.start()
-
-    def _read(self, pipe: Any) -> None:
-        self._text = pipe.read()
-
-    def text(self) -> str:
-        self._thread.join(10)
-        return self._text.decode(errors="replace")
+def _start(folder: pathlib.Path, rank: int, addresses: list[str], what: list[str]) -> Warm:
+    task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+    environment = {"TF_CONFIG": json.dumps(task), "PYTHONPATH": os.pathsep.join(IMPORTS), "CUDA_VISIBLE_DEVICES": "-1"}
+    return Warm(
+        [__file__, os.fspath(folder / str(rank)), *what], output=folder / f"{rank}.output", environment=environment
+    )
 
 
-def _outcome(code: int | None, path: pathlib.Path, output: _Output) -> Outcome:
+def _running(started: list[Warm]) -> int:
+    return sum(process.code is None for process in started)
+
+
+def _outcome(code: int | None, path: pathlib.Path, output: str) -> Outcome:
     said = json.loads(path.read_text()) if path.exists() else {}
-    return Outcome(code, said.get("value"), said.get("error"), said.get("seconds", 0.0), output.text())
+    return Outcome(code, said.get("value"), said.get("error"), said.get("seconds", 0.0), output)
 
 
 def _main(path: str, name: str, arguments: str) -> int:

@@ -16,15 +16,15 @@ import pathlib
 import re
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from places import IMPORTS
+from warm import Warm
 
 LIMIT_SECONDS = 150.0
 _TCP_INFO, _BYTES_ACKED = 11, 120  # linux/tcp.h: tcpi_bytes_acked and, behind it, tcpi_bytes_received
@@ -142,45 +142,41 @@ def run_client(
 
     ports = iter(free_ports(sum(jobs.values())))
     spec = {job: [f"localhost:{next(ports)}" for _ in range(count)] for job, count in jobs.items()}
-    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as out:
+    with tempfile.TemporaryDirectory() as parent, contextlib.ExitStack() as stack:
+        out = pathlib.Path(parent)
         places = {name: (folders or {}).get(name, cwd) for name in [*_names(spec), "client"]}
         servers = {}
-        for name in _names(spec):
-            servers[name] = stack.enter_context(_process(places[name], "server", json.dumps(spec), name, str(cpus)))
-        for server in servers.values():
-            assert server.stdout.readline().strip() == b"up"
+        for number, name in enumerate(_names(spec)):
+            servers[name] = _started(
+                stack, out / f"server{number}", places[name], ["server", json.dumps(spec), name, str(cpus)]
+            )
+        _wait_until_up(servers.values())
         pids = {name: server.pid for name, server in servers.items()}
-        what = [f"{program.__module__}:{program.__name__}", json.dumps(arguments)]
-        result = pathlib.Path(out, "result")
-        client = stack.enter_context(_process(places["client"], "client", json.dumps([spec, pids]), str(result), *what))
-        output, _ = client.communicate(timeout=LIMIT_SECONDS)
-        assert client.returncode == 0, output.decode(errors="replace")[-6000:]
-        return json.loads(result.read_text())
+        what = [str(out / "result"), f"{program.__module__}:{program.__name__}", json.dumps(arguments)]
+        client = _started(stack, out / "client", places["client"], ["client", json.dumps([spec, pids]), *what])
+        assert client.wait(LIMIT_SECONDS) == 0, client.text[-6000:]
+        return json.loads((out / "result").read_text())
 
 
 def _names(spec: Mapping[str, list[str]]) -> list[str]:
     return [f"{job}:{number}" for job, addresses in spec.items() for number in range(len(addresses))]
 
 
-@contextlib.contextmanager
-def _process(folder: pathlib.Path | None, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    from lm.local_cluster import _die_with_parent
+def _started(
+    stack: contextlib.ExitStack, output: pathlib.Path, folder: pathlib.Path | None, arguments: list[str]
+) -> Warm:
+    environment = {"PYTHONPATH": os.pathsep.join(IMPORTS), "CUDA_VISIBLE_DEVICES": "-1"}
+    process = Warm([__file__, *arguments], output=output, environment=environment, folder=folder)
+    stack.callback(process.kill)
+    return process
 
-    process = subprocess.Popen(
-        [sys.executable, __file__, *arguments],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT if arguments[0] == "client" else subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(IMPORTS), "CUDA_VISIBLE_DEVICES": "-1"},
-        preexec_fn=_die_with_parent,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+
+def _wait_until_up(servers: Iterable[Warm]) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    for server in servers:
+        while "up\n" not in server.text:
+            assert server.code is None and time.monotonic() < deadline, server.text[-6000:]
+            time.sleep(0.05)
 
 
 def _serve(spec: str, name: str, cpus: str) -> None:
