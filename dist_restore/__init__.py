@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     )
     from dist_restore.planning.entries import Coverage, PlanEntry, Proof, Status
     from dist_restore.planning.plan import RestorePlan
-    from dist_restore.planning.rules.rule_set import Rule, RuleSet
+    from dist_restore.planning.rules.rule import Rule
+    from dist_restore.planning.rules.rule_set import RuleSet
     from dist_restore.report.conversion import ConversionReport
     from dist_restore.report.report import RestoreReport
     from dist_restore.restore.converter import CheckpointConverter
@@ -84,7 +85,8 @@ _HOMES = {
     "report.conversion": "ConversionReport",
     "planning.plan": "RestorePlan",
     "report.report": "RestoreReport",
-    "planning.rules.rule_set": "Rule RuleSet",
+    "planning.rules.rule": "Rule",
+    "planning.rules.rule_set": "RuleSet",
     "restore.restorer": "DistributedRestorer",
     "checkpoints.open": "open_checkpoint",
 }

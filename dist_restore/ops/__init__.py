@@ -19,7 +19,7 @@ from dist_restore.ops.chain import (
     refuses_slot,
     stages,
 )
-from dist_restore.ops.concat import Concat, Stack
+from dist_restore.ops.concat import Concat, Split
 from dist_restore.ops.dtypes import dtype_name, holds_codes, is_float_cast, is_narrowing_cast, is_safe_cast, numpy_dtype
 from dist_restore.ops.interpolation import Method
 from dist_restore.ops.lossless import cast_values, check_lossless
@@ -32,7 +32,7 @@ from dist_restore.ops.remap_rows import RemapRows
 from dist_restore.ops.reshape import Reshape
 from dist_restore.ops.resize import Resize
 from dist_restore.ops.row_map import RowMap
-from dist_restore.ops.split import Split, Unstack
+from dist_restore.ops.stack import Stack, Unstack
 from dist_restore.ops.tile import Repeat, Tile
 from dist_restore.ops.transpose import Slice, Transpose
 

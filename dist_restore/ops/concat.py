@@ -1,4 +1,4 @@
-"""Ops that turn many tensors into one: concat and stack."""
+"""Concat joins tensors along an axis that they have, and split cuts one into pieces again; each undoes the other."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from dist_restore.core.tensors import Box, TensorSpec
 from dist_restore.ops.base import (
     Array,
     Boxes,
+    Index,
     Live,
     MergeOp,
     Op,
+    PartOp,
     Site,
     Specs,
     normal_axis,
+    require_sizes,
     shape_error,
     some,
     with_axis,
 )
-from dist_restore.ops.fields import Fields
-from dist_restore.ops.split import Split, Unstack
+from dist_restore.ops.fields import MAX_PIECES, Fields, rule_error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,45 +77,101 @@ class Concat(MergeOp):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Stack(MergeOp):
-    """Joins tensors of one shape along a new axis."""
+class Split(PartOp):
+    """Cuts an axis into pieces, equal ones unless `sizes` says otherwise."""
 
-    NAME: ClassVar[str] = "stack"
+    NAME: ClassVar[str] = "split"
 
     axis: int
+    sizes: tuple[int, ...] | None = None
+    part: int | None = None
+
+    def __post_init__(self) -> None:
+        require_sizes(self.NAME, "sizes", self.sizes or ())
+        require_sizes(self.NAME, "part", () if self.part is None else (self.part,))
+        if self.sizes is not None and not self.sizes:
+            raise rule_error(self.NAME, "sizes is empty", "Give one size for each target")
 
     @classmethod
-    def read(cls, fields: Fields) -> Stack:
+    def read(cls, fields: Fields) -> Split:
         """See `Op`."""
-        return cls(fields.integer("axis"))
+        return cls(fields.integer("axis"), fields.maybe_integers("sizes", MAX_PIECES), fields.maybe_integer("part"))
 
-    def bind(self, specs: Specs, site: Site) -> Stack:
+    def siblings(self) -> tuple[PartOp, ...]:
+        """See `PartOp`."""
+        first = {size: part for part, size in reversed(list(enumerate(self.sizes or ())))}
+        return tuple(Split(self.axis, self.sizes, part) for part in first.values())
+
+    def pieces(self, specs: Specs, parts: int) -> int:
+        """See `PartOp`."""
+        return parts if self.sizes is None else len(self.sizes)
+
+    def unbound(self) -> Split:
+        """See `PartOp`."""
+        return Split(self.axis, self.sizes)
+
+    def bind(self, specs: Specs, site: Site) -> Split:
         """See `Op`."""
-        return Stack(self._axis(specs))
+        sizes = self.sizes or self._equal(specs, site.parts)
+        axis = self._axis(specs[0])
+        return Split(axis, sizes, self.piece_for(specs, site) if self.part is None else self.part)
 
-    def infer_all(self, specs: Specs) -> TensorSpec:
-        """See `MergeOp`."""
-        check_same(self.NAME, tuple(s.shape for s in specs), specs)
-        axis, shape = self._axis(specs), specs[0].shape
-        return TensorSpec((*shape[:axis], len(specs), *shape[axis:]), specs[0].dtype)
+    def infer_one(self, spec: TensorSpec) -> TensorSpec:
+        """See `MapOp`."""
+        axis, sizes, part = self._axis(spec), self.sizes or (), self.taken(self.part)
+        if sum(sizes) != spec.shape[axis] or part >= len(sizes):
+            raise shape_error(
+                self.NAME,
+                f"sizes that add up to {spec.shape[axis]} on axis {axis} of {spec}, and a piece of them",
+                f"sizes {list(sizes[:8])} with sum {sum(sizes)}, piece {part}",
+                "Correct sizes or axis in the split op",
+            )
+        return TensorSpec(with_axis(spec.shape, axis, sizes[part]), spec.dtype)
 
-    def apply(self, arrays: Sequence[Array], live: Live | None) -> tuple[Array, ...]:
+    def apply_one(self, array: Array, live: Live | None) -> Array:
+        """See `MapOp`."""
+        start, size = self._range()
+        index: Index = (*(slice(None),) * (self.axis % array.ndim), slice(start, start + size), ...)
+        return array[index]
+
+    def pull_back_one(self, spec: TensorSpec, box: Box) -> Box:
+        """See `MapOp`."""
+        axis = self._axis(spec)
+        return Box(with_axis(box.begin, axis, box.begin[axis] + self._range()[0]), box.size)
+
+    def narrow_one(self, spec: TensorSpec, before: Box, after: Box) -> tuple[Op, ...]:
+        """See `MapOp`."""
+        return ()
+
+    def inverse_one(self, spec: TensorSpec) -> Concat:
+        """Joins all pieces again, this op's among them."""
+        return Concat(self._axis(spec))
+
+    def describe(self) -> str:
         """See `Op`."""
-        return (np.expand_dims(arrays[0], self.axis) if len(arrays) == 1 else np.stack(arrays, self.axis),)
+        if self.part is None or self.sizes is None:
+            sizes = "" if self.sizes is None else f" sizes={list(self.sizes)}"
+            return f"{self.NAME} axis={self.axis}{sizes}"
+        start, size = self._range()
+        return f"{self.NAME} axis={self.axis}[{start}:{start + size}]"
 
-    def pull_back_all(self, specs: Specs, box: Box) -> Boxes:
-        """See `MergeOp`."""
-        axis = self._axis(specs)
-        first, last = box.begin[axis], box.begin[axis] + box.size[axis]
-        inside = some(Box((*box.begin[:axis], *box.begin[axis + 1 :]), (*box.size[:axis], *box.size[axis + 1 :])))
-        return tuple(inside if first <= i < last else None for i in range(len(specs)))
+    def _range(self) -> tuple[int, int]:
+        sizes, part = self.sizes or (), self.taken(self.part)
+        return sum(sizes[:part]), sum(sizes[part : part + 1])
 
-    def inverse(self, specs: Specs) -> tuple[Op, ...]:
-        """See `Op`."""
-        return tuple(Unstack(self._axis(specs), part) for part in range(len(specs)))
+    def _axis(self, spec: TensorSpec) -> int:
+        return normal_axis(self.NAME, self.axis, len(spec.shape), spec.shape)
 
-    def _axis(self, specs: Specs) -> int:
-        return normal_axis(self.NAME, self.axis, len(specs[0].shape) + 1, specs[0].shape)
+    def _equal(self, specs: Specs, parts: int) -> tuple[int, ...]:
+        found = {s.shape[self._axis(s)] for s in specs}
+        if len(found) > 1 or min(found) % parts:
+            raise shape_error(
+                self.NAME,
+                f"a size that {parts} equal pieces fit on axis {self.axis} of {specs[0]}",
+                f"{sorted(found)}",
+                "Write sizes = [...] with one size for each target",
+            )
+        return (found.pop() // parts,) * parts
 
 
 def _overlap(box: Box, axis: int, start: int, size: int) -> Box:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from dist_restore.core.errors import RuleError
 from dist_restore.ops.arithmetic import Cast, Scale
 from dist_restore.ops.base import Op
-from dist_restore.ops.concat import Concat, Stack
+from dist_restore.ops.concat import Concat, Split
 from dist_restore.ops.fields import Fields, rule_error, shown
 from dist_restore.ops.mean import Mean
 from dist_restore.ops.pad import Fit, Pad
@@ -21,7 +21,7 @@ from dist_restore.ops.remap_rows import RemapRows
 from dist_restore.ops.reshape import Reshape
 from dist_restore.ops.resize import Resize
 from dist_restore.ops.row_map import RowMap
-from dist_restore.ops.split import Split, Unstack
+from dist_restore.ops.stack import Stack, Unstack
 from dist_restore.ops.tile import Repeat, Tile
 from dist_restore.ops.transpose import Slice, Transpose
 

@@ -18,7 +18,8 @@ from dist_restore.core.nearest import nearest, quote
 from dist_restore.ops import Op
 from dist_restore.planning.name_table import Named, NameTable
 from dist_restore.planning.rules.patterns import Captures, Pattern, compile_pattern, compile_template
-from dist_restore.planning.rules.rule_set import Rule, RuleSet
+from dist_restore.planning.rules.rule import Rule
+from dist_restore.planning.rules.rule_set import RuleSet
 
 
 class Assignment(NamedTuple):

@@ -15,7 +15,8 @@ from dist_restore.ops import Cast, Op, PartOp, describe, inverse, stages
 from dist_restore.planning.entries import PlanEntry
 from dist_restore.planning.plan import RestorePlan
 from dist_restore.planning.rules.inverse import inexact, inverse_drops
-from dist_restore.planning.rules.rule_set import Rule, RuleSet
+from dist_restore.planning.rules.rule import Rule
+from dist_restore.planning.rules.rule_set import RuleSet
 
 
 def inverse_of_plan(plan: RestorePlan, rules: RuleSet) -> RuleSet:
@@ -34,7 +35,7 @@ def inverse_of_plan(plan: RestorePlan, rules: RuleSet) -> RuleSet:
             groups[entry.sources].append(entry)
     _refuse_shared(groups)
     found = [_undo(entries) for entries in groups.values()]
-    return RuleSet((*found, *inverse_drops(rules)), (), f"inverse of {rules.origin}" if rules.origin else "")
+    return RuleSet((*found, *inverse_drops(rules.rules)), (), f"inverse of {rules.origin}" if rules.origin else "")
 
 
 def _refuse_shared(groups: dict[tuple[str, ...], list[PlanEntry]]) -> None:

@@ -18,7 +18,8 @@ from dist_restore.core.index import SourceTensor, TargetVariable
 from dist_restore.planning.apply_rules import apply_rules
 from dist_restore.planning.name_table import NameTable
 from dist_restore.planning.rules.patterns import MAX_PATTERN
-from dist_restore.planning.rules.rule_set import Rule, RuleSet
+from dist_restore.planning.rules.rule import Rule
+from dist_restore.planning.rules.rule_set import RuleSet
 
 _NUMBER = re.compile(r"[0-9]+")
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"  # rules drop it

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from dist_restore.core.errors import RuleError
 from dist_restore.ops import (
@@ -27,29 +27,35 @@ from dist_restore.ops import (
     Unstack,
 )
 from dist_restore.planning.rules.patterns import Pattern, compile_pattern
-from dist_restore.planning.rules.rule_set import Rule, RuleSet
+from dist_restore.planning.rules.rule import Rule
 
 
-def inverse_of_rules(rules: RuleSet) -> RuleSet:
-    """The rule set that leads back: from a checkpoint of the new names to a model of the old ones.
+def inverse_of_rules(rules: Iterable[tuple[str, Rule]]) -> tuple[Rule, ...]:
+    """The rules that lead back: from a checkpoint of the new names to a model of the old ones.
 
-    `keep` and `drop` change places, and so do the two sides of `[slots]`. Casts are left out, for they follow from
-    the variables' dtypes; none may be lossy. `split` without `sizes` undoes `concat`, so that unequal parts are
-    refused when the rules are used.
+    `keep` and `drop` change places. Casts are left out, for they follow from the variables' dtypes; none may be lossy.
+    `split` without `sizes` undoes `concat`, so that unequal parts are refused when the rules are used.
+
+    Args:
+      rules: each with what messages call it.
 
     Raises:
       RuleError: a rule has no inverse; the message has its number and why.
     """
-    found = [_inverse(rule, rules.where(index)) for index, rule in enumerate(rules.rules)]
-    slots = tuple((ours, theirs) for theirs, ours in rules.slots)
-    if len({theirs for theirs, _ in slots}) < len(slots):
+    return tuple(_inverse(rule, where) for where, rule in rules)
+
+
+def inverse_slots(slots: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """`[slots]` with its two sides exchanged."""
+    found = tuple((ours, theirs) for theirs, ours in slots)
+    if len({theirs for theirs, _ in found}) < len(found):
         raise RuleError("[slots] has no inverse: one role fills several.")
-    return RuleSet(tuple(found), slots, rules.origin)
+    return found
 
 
-def inverse_drops(rules: RuleSet) -> Iterator[Rule]:
+def inverse_drops(rules: Iterable[Rule]) -> Iterator[Rule]:
     """What rules drop on the way there is kept on the way back."""
-    for rule in rules.rules:
+    for rule in rules:
         if rule.drop:
             yield Rule(keep=rule.drop, optional=True, regex=rule.regex)
 

@@ -1,4 +1,4 @@
-"""Rules as values, and how they are read: from TOML, from a plain dict, from Python.
+"""Rules in their order, and how they are read: from TOML, from a plain dict, from Python.
 
 Rules are data that can be reviewed and committed. What they match is decided in `apply_rules`.
 """
@@ -9,102 +9,18 @@ import collections
 import dataclasses
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from dist_restore.core.errors import RuleError
-from dist_restore.ops import Op, parse_ops
+from dist_restore.planning.rules.inverse import inverse_of_rules, inverse_slots
 from dist_restore.planning.rules.packaged import packaged
+from dist_restore.planning.rules.rule import Rule, sequence, text_of
+from dist_restore.planning.rules.toml import rules_to_toml
 from dist_restore.planning.rules.vocabularies import Vocabularies
 
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-_KEYS = frozenset({"from", "to", "ops", "keep", "drop", "optional", "regex"})
 # A rule file is written by people; one of more than this is something else.
 MAX_FILE_BYTES = 16 << 20
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule: a mapping (`from_`, `to`, `ops`), a `keep` or a `drop`.
-
-    Attributes:
-      from_: one or more name patterns of checkpoint tensors.
-      to: one or more name patterns of live variables.
-      ops: what is done on the way, in order.
-      keep: pattern of live variables that keep their present value, and their slots too.
-      drop: pattern of checkpoint tensors that are left out on purpose, and their slots too.
-      optional: whether the rule may match nothing.
-      regex: whether the patterns are regular expressions (RE2) instead of names with captures.
-    """
-
-    from_: str | tuple[str, ...] = ()
-    to: str | tuple[str, ...] = ()
-    ops: tuple[Op, ...] = ()
-    keep: str = ""
-    drop: str = ""
-    optional: bool = False
-    regex: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "from_", _names(self.from_))
-        object.__setattr__(self, "to", _names(self.to))
-        object.__setattr__(self, "ops", _ops(self.ops))
-        object.__setattr__(self, "keep", _clean(self.keep))
-        object.__setattr__(self, "drop", _clean(self.drop))
-        kinds = [bool(self.from_ or self.to), bool(self.keep), bool(self.drop)]
-        if sum(kinds) != 1 or bool(self.from_) != bool(self.to):
-            raise RuleError(f"A rule has either `from` and `to`, or `keep`, or `drop`; this one is {self.describe()}.")
-        if self.ops and not self.from_:
-            raise RuleError(f"`ops` belong to a rule with `from` and `to`; this one is {self.describe()}.")
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """`from_` as a tuple."""
-        return _names(self.from_)
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """`to` as a tuple."""
-        return _names(self.to)
-
-    def describe(self) -> str:
-        """The rule in one short line."""
-        parts = [("from", " + ".join(self.sources)), ("to", ", ".join(self.targets))]
-        parts += [("keep", self.keep), ("drop", self.drop)]
-        text = " ".join(f"{key}={value!r}" for key, value in parts if value)
-        return text[:300] or "empty"
-
-    @staticmethod
-    def of(table: Mapping[str, object], where: str = "rule") -> Rule:
-        """Reads one `[[rule]]` table.
-
-        Raises:
-          RuleError: an unknown key, a value of the wrong type, or an op that cannot be read.
-        """
-        unknown = sorted(set(table) - _KEYS)
-        if unknown:
-            raise RuleError(f"{where}: unknown key {unknown[0]!r}. A rule has the keys {', '.join(sorted(_KEYS))}.")
-        try:
-            return Rule(
-                from_=_texts(table.get("from", ()), "from"),
-                to=_texts(table.get("to", ()), "to"),
-                ops=parse_ops(_sequence(table.get("ops", ()))),
-                keep=_text(table.get("keep", ""), "keep"),
-                drop=_text(table.get("drop", ""), "drop"),
-                optional=_flag(table.get("optional", False), "optional"),
-                regex=_flag(table.get("regex", False), "regex"),
-            )
-        except RuleError as error:
-            raise RuleError(f"{where}: {error}") from error
-
-
-def _ops(ops: object) -> tuple[Op, ...]:
-    """Ops as they are, and as rule files write them: a rule made in Python may have either."""
-    if not isinstance(ops, Iterable) or isinstance(ops, str | bytes | Mapping):
-        return parse_ops(ops)
-    given = tuple(ops)
-    made = tuple(op for op in given if isinstance(op, Op))
-    return made if len(made) == len(given) else parse_ops(given)
 
 
 RulesLike: TypeAlias = "str | os.PathLike[str] | RuleSet | Sequence[Rule] | Mapping[str, object] | None"
@@ -146,9 +62,8 @@ class RuleSet:
         Raises:
           RuleError: a rule has no inverse; the message has its number and why.
         """
-        from dist_restore.planning.rules.inverse import inverse_of_rules
-
-        return inverse_of_rules(self)
+        found = inverse_of_rules([(self.where(index), rule) for index, rule in enumerate(self.rules)])
+        return RuleSet(found, inverse_slots(self.slots), self.origin)
 
     def to_toml(self) -> str:
         """The text of a rule file.
@@ -156,9 +71,7 @@ class RuleSet:
         Raises:
           RuleError: vocabularies that are no files.
         """
-        from dist_restore.planning.rules.toml import rules_to_toml
-
-        return rules_to_toml(self)
+        return rules_to_toml(self.rules, self.slots)
 
     @staticmethod
     def of(value: RulesLike) -> RuleSet:
@@ -234,7 +147,7 @@ def _from_tables(tables: Mapping[str, object], origin: str) -> RuleSet:
         raise RuleError(f"{origin or 'The rules'}: unknown table {unknown[0]!r}; use [[rule]] and [slots].")
     found = RuleSet((), _slots(tables.get("slots", {})), origin)
     rules = []
-    for index, table in enumerate(_sequence(tables.get("rule", ()))):
+    for index, table in enumerate(sequence(tables.get("rule", ()))):
         if not isinstance(table, Mapping):
             raise RuleError(f"{found.where(index)}: expected a [[rule]] table, found {type(table).__name__}.")
         rules.append(Rule.of(table, found.where(index)))
@@ -244,40 +157,8 @@ def _from_tables(tables: Mapping[str, object], origin: str) -> RuleSet:
 def _slots(table: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(table, Mapping):
         raise RuleError("[slots] is a table of role names, such as velocity = 'momentum'.")
-    pairs = tuple((_text(k, "slots"), _text(v, "slots")) for k, v in table.items())
+    pairs = tuple((text_of(k, "slots"), text_of(v, "slots")) for k, v in table.items())
     twice = [role for role, count in collections.Counter(v for _, v in pairs).items() if count > 1]
     if twice:
         raise RuleError(f"[slots] gives the role {twice[0]!r} two sources. Remove one of them.")
     return pairs
-
-
-def _names(value: str | Sequence[str]) -> tuple[str, ...]:
-    return tuple(_clean(v) for v in ((value,) if isinstance(value, str) else value))
-
-
-def _clean(name: str) -> str:
-    return name.removesuffix(_SUFFIX)
-
-
-def _sequence(value: object) -> Sequence[Mapping[str, object]]:
-    if not isinstance(value, (list, tuple)):
-        raise RuleError(f"expected a list, found {type(value).__name__}")
-    return value
-
-
-def _texts(value: object, key: str) -> tuple[str, ...]:
-    if isinstance(value, (list, tuple)):
-        return tuple(_text(v, key) for v in value)
-    return (_text(value, key),)
-
-
-def _text(value: object, key: str) -> str:
-    if not isinstance(value, str):
-        raise RuleError(f"`{key}` takes text, found {type(value).__name__} {str(value)[:80]!r}")
-    return value
-
-
-def _flag(value: object, key: str) -> bool:
-    if not isinstance(value, bool):
-        raise RuleError(f"`{key}` takes true or false, found {str(value)[:80]!r}")
-    return value

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.core.errors import RuleError
 from dist_restore.ops import Op, RemapRows, dump_op
-from dist_restore.planning.rules.rule_set import Rule, RuleSet
+from dist_restore.planning.rules.rule import Rule
 
 
-def rules_to_toml(rules: RuleSet) -> str:
-    """The text of a rule file.
+def rules_to_toml(rules: Iterable[Rule], slots: Sequence[tuple[str, str]]) -> str:
+    """The text of a rule file, `slots` as (role in the checkpoint, role in the program).
 
     Raises:
       RuleError: vocabularies that are no files, which a rule file could not name.
     """
-    parts = ["\n".join(_lines(rule)) for rule in rules.rules]
-    if rules.slots:
-        parts.append("\n".join(["[slots]", *(f"{quote(theirs)} = {quote(ours)}" for theirs, ours in rules.slots)]))
+    parts = ["\n".join(_lines(rule)) for rule in rules]
+    if slots:
+        parts.append("\n".join(["[slots]", *(f"{quote(theirs)} = {quote(ours)}" for theirs, ours in slots)]))
     return "\n\n".join(parts) + "\n"
 
 

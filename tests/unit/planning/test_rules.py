@@ -8,7 +8,8 @@ import pytest
 
 from build import checkpoint, entry, filled, plan, program, statuses
 from dist_restore.core.errors import RuleError
-from dist_restore.planning.rules.rule_set import Rule, RuleSet
+from dist_restore.planning.rules.rule import Rule
+from dist_restore.planning.rules.rule_set import RuleSet
 from places import ROOT
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"

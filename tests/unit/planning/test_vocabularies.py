@@ -21,7 +21,8 @@ from dist_restore.ops.dtypes import spec_of
 from dist_restore.planning.plan import RestorePlan
 from dist_restore.planning.refusal import refuse_problems
 from dist_restore.planning.rules import vocabularies
-from dist_restore.planning.rules.rule_set import Rule, RuleSet
+from dist_restore.planning.rules.rule import Rule
+from dist_restore.planning.rules.rule_set import RuleSet
 from dist_restore.planning.rules.vocabularies import tokens_of
 
 RULES = """
