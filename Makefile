@@ -39,8 +39,11 @@ PURE := tests/architecture/test_rooms.py tests/unit
 test-fast: $(READY) ## what thinks, without TensorFlow and processes: for every save, under a minute
 	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(PURE) $(ARGS)
 
-test: $(READY) ## all tests (ARGS="-k name" and so on are passed on to pytest)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
+# One more than two cores: tests of processes wait for much of their time.
+JOBS ?= 3
+
+test: $(READY) ## all tests (ARGS="-k name" and so on are passed on to pytest; JOBS=3 processes)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-libraries: $(LIBRARIES) ## random programs, and networks of Keras, KerasHub, Model Garden, Sonnet, TFRS (DIST_RESTORE_LIBRARIES=all: every mode)
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/differential $(ARGS)

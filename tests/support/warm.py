@@ -28,6 +28,7 @@ from places import IMPORTS
 
 _PRELOADED = ("tensorflow", "keras", "tf_keras", "dist_restore.restore.restorer", "safetensors.numpy", "h5py")
 _START_SECONDS = 120.0
+_SCRIPT_SECONDS = 300.0
 
 
 class Warm:
@@ -36,6 +37,7 @@ class Warm:
     Args:
       argv: the script and its arguments.
       output: file for all that it prints.
+      errors: another file for what it prints to stderr.
       environment: what it gets besides this process' environment.
       folder: its working directory.
 
@@ -48,6 +50,7 @@ class Warm:
         argv: Sequence[str],
         *,
         output: pathlib.Path,
+        errors: pathlib.Path | None = None,
         environment: Mapping[str, str] | None = None,
         folder: pathlib.Path | None = None,
     ) -> None:
@@ -56,6 +59,7 @@ class Warm:
         request = {
             "argv": [*argv],
             "output": os.fspath(output),
+            "errors": os.fspath(errors or output),
             "environment": {**os.environ, **(environment or {})},
             "folder": os.fspath(folder or pathlib.Path.cwd()),
         }
@@ -102,6 +106,22 @@ class Warm:
                 raise RuntimeError("the server of warm processes has ended")
             found += part
         return found.decode()
+
+
+def run_script(
+    argv: Sequence[str], *, environment: Mapping[str, str] | None = None, folder: pathlib.Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script to its end, as `subprocess.run` would."""
+    with tempfile.TemporaryDirectory() as name:
+        output, errors = pathlib.Path(name, "output"), pathlib.Path(name, "errors")
+        process = Warm(argv, output=output, errors=errors, environment=environment, folder=folder)
+        try:
+            code = process.wait(_SCRIPT_SECONDS)
+        finally:
+            process.kill()
+        if code is None:
+            raise subprocess.TimeoutExpired([*argv], _SCRIPT_SECONDS, output.read_bytes(), errors.read_bytes())
+        return subprocess.CompletedProcess([*argv], code, output.read_text(), errors.read_text())
 
 
 @functools.cache
@@ -154,7 +174,8 @@ def _keep(connection: socket.socket) -> list[str]:
     if child == 0:
         _die_with_parent()
         connection.close()
-        _enter(request["output"], request["environment"], request["folder"])
+        _enter([request["output"], request["errors"]], request["environment"], request["folder"])
+        sys.path[0] = os.path.dirname(os.path.abspath(request["argv"][0]))  # as Python does for a script
         return request["argv"]
     with contextlib.suppress(OSError):
         connection.sendall(f"{child}\n".encode())
@@ -163,11 +184,10 @@ def _keep(connection: socket.socket) -> list[str]:
     os._exit(0)
 
 
-def _enter(output: str, environment: Mapping[str, str], folder: str) -> None:
+def _enter(outputs: Sequence[str], environment: Mapping[str, str], folder: str) -> None:
     os.setsid()
-    file = os.open(output, os.O_WRONLY | os.O_APPEND)
-    for number in (1, 2):
-        os.dup2(file, number)
+    for number, path in enumerate(outputs, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

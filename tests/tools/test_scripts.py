@@ -7,7 +7,6 @@ import os
 import pathlib
 import re
 import subprocess
-import sys
 import tomllib
 
 import pytest
@@ -17,6 +16,7 @@ import dist_restore as dr
 from lm.sizes import Sizes
 from lm.state import build
 from places import ROOT
+from warm import run_script
 
 # Scripts see the package whether it is installed or not, as the tests do.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -24,8 +24,7 @@ RULES = ROOT / "configs" / "rules" / "lm_v1_to_v2.toml"
 
 
 def run(script: str, *flags: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=ENVIRONMENT)
+    return run_script([str(ROOT / "scripts" / f"{script}.py"), *flags], folder=cwd, environment=ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")

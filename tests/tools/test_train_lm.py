@@ -21,6 +21,7 @@ from lm.sizes import Sizes
 from lm.state import State, build
 from lm.training import steps
 from places import ROOT
+from warm import run_script
 
 RULES = ROOT / "configs" / "rules" / "lm_v1_to_v2.toml"
 # Scripts see the package whether it is installed or not, as the tests do.
@@ -39,12 +40,12 @@ _TOP = {
 
 
 def command(*flags: str) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / "train_lm.py"), *SMALL_FLAGS, *flags]
+    return [str(ROOT / "scripts" / "train_lm.py"), *SMALL_FLAGS, *flags]
 
 
 def train(*flags: str, code: int = 0) -> str:
     """Runs the script to its end and returns all that it printed."""
-    done = subprocess.run(command(*flags), capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT)
+    done = run_script(command(*flags), environment=ENVIRONMENT)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -197,7 +198,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: pathlib.Path) -> N
 def test_ctrl_c_leaves_a_checkpoint_that_can_be_resumed(tmp_path: pathlib.Path) -> None:
     flags = [f"--checkpoint_dir={tmp_path}/own", f"--loss_log={tmp_path}/log"]
     with subprocess.Popen(
-        command(*flags, "--steps=1000000"), stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [sys.executable, *command(*flags, "--steps=1000000")], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as running:
         assert running.stdout is not None
         for line in running.stdout:
