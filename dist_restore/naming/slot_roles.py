@@ -39,6 +39,8 @@ _FAMILIES = frozenset(
 _SAME_MOMENTS = frozenset({"adam", "adamw", "nadam"})
 # What the base class of Keras 3 keeps, whatever the class.
 _CLASSLESS = frozenset({"average", "accumulated_gradient"})
+# How names of slots of Keras 3 end that are not called as their role is.
+ENDINGS = {"gradient_accumulator": "accumulated_gradient"}
 # The class of what keeps averages of weights beside an optimizer (`tf.train.ExponentialMovingAverage`).
 SHADOWS = "exponentialmovingaverage"
 # The class that wraps an optimizer for mixed precision, and what wrappers of Keras 3 call the optimizer inside.

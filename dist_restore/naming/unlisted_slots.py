@@ -11,12 +11,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from dist_restore.core.graph import Node
 from dist_restore.naming.keras_containers import VARIABLE_LISTS
-from dist_restore.naming.slot_roles import role_of_edge
+from dist_restore.naming.slot_roles import ENDINGS, role_of_edge
 
 _Named = tuple[int, str]
 
-# How names end that are not called as the list is.
-_ENDINGS = {"gradient_accumulator": "accumulated_gradient"}
 _ENDINGS_OF_ADAMAX = {"momentum": "m", "norm": "u"}
 # Muon calls two things momentum, and keeps them for different variables: nothing is told by such names.
 _OF_MUON = "adam_velocities"
@@ -39,7 +37,7 @@ def unlisted_slots(
         return
     own = {*edges.values(), *(slot for _, _, slot in listed)}
     state = [child for _, child in _in_order(nodes, edges["_variables"]) if child not in own]
-    special = _ENDINGS | (_ENDINGS_OF_ADAMAX if {"m", "u"} <= roles else {})
+    special = ENDINGS | (_ENDINGS_OF_ADAMAX if {"m", "u"} <= roles else {})
     endings = {**{role: role for role in roles}, **{end: role for end, role in special.items() if role in roles}}
     owners = [(child, _name(nodes, child)) for _, child in _in_order(nodes, edges["_trainable_variables"])]
     by_role = _by_role([(slot, _name(nodes, slot).partition("/")[2]) for slot in state], endings)

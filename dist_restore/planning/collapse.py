@@ -12,7 +12,7 @@ A rule that spells the name of such a slot out is taken at its word. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -26,15 +26,24 @@ from dist_restore.planning.slots import seed_advice
 _NO_INFO = OptimizerInfo("", "", "", ())
 
 
-def refuse_collapse(entries: Iterable[PlanEntry], targets: TargetIndex, decisions: Decisions) -> list[PlanEntry]:
-    """The entries; those of slots that would destroy restored weights are refused, with the rule that mends it."""
+def refuse_collapse(
+    entries: Iterable[PlanEntry], targets: TargetIndex, decisions: Decisions, begin: Collection[str]
+) -> list[PlanEntry]:
+    """The entries; those of slots that would destroy restored weights are refused, with the rule that mends it.
+
+    Args:
+      entries: of the plan.
+      targets: the program's index.
+      decisions: of the rules.
+      begin: slots of optimizers that made no step on either side: what they hold is right.
+    """
     done = list(entries)
     slots = {v.name: v for v in targets.variables if v.slot is not None}
     if not slots:
         return done
     judge = _Judge({e.target: e for e in done}, targets)
-    literal = decisions.kept_literally | {n for n, a in decisions.assigned.items() if a.literal}
-    return [_judged(e, slots[e.target], judge) if e.target in slots and e.target not in literal else e for e in done]
+    right = decisions.kept_literally | {n for n, a in decisions.assigned.items() if a.literal} | {*begin}
+    return [_judged(e, slots[e.target], judge) if e.target in slots and e.target not in right else e for e in done]
 
 
 def _judged(entry: PlanEntry, target: TargetVariable, judge: _Judge) -> PlanEntry:

@@ -18,6 +18,7 @@ from dist_restore.core.nearest import quote
 from dist_restore.core.tensors import TensorSpec
 from dist_restore.ops import source_boxes
 from dist_restore.planning.apply_rules import Assignment, Decisions, apply_rules
+from dist_restore.planning.beginnings import beginnings, begun
 from dist_restore.planning.collapse import refuse_collapse
 from dist_restore.planning.entries import PlanEntry, Problem, Status, Unused
 from dist_restore.planning.entry_builder import Choice, build_entry, unfilled
@@ -33,7 +34,7 @@ from dist_restore.planning.rules.rule_set import RuleSet
 from dist_restore.planning.slot_patterns import settle_slot
 from dist_restore.planning.slots import Owner, SlotResolver, refuse_negative
 from dist_restore.planning.suggest import Suggester
-from dist_restore.planning.unbuilt import keep_beginnings, refuse_unbuilt
+from dist_restore.planning.unbuilt import refuse_unbuilt
 
 # Below this share of a tensor only that part is read, and no checksum covers it (design, section 7).
 UNCHECKED_SHARE = 0.5
@@ -65,29 +66,40 @@ def resolve(sources: CheckpointIndex, targets: TargetIndex, rules: RuleSet, opti
     return _Resolution(sources, targets, rules, options).run()
 
 
+# The formats that have what `tf.train.Checkpoint` saves, of which the notes speak.
+_OBJECTS = frozenset({"tf2", "tf1", "saved_model"})
+
+
+def _without_notes(targets: TargetIndex) -> TargetIndex:
+    variables = [msgspec.structs.replace(v, note="") if v.note else v for v in targets.variables]
+    return dataclasses.replace(targets, variables=tuple(variables))
+
+
 class _Resolution:
     """The state of one resolution: decisions, choices per owner, entries."""
 
     def __init__(self, sources: CheckpointIndex, targets: TargetIndex, rules: RuleSet, options: Options) -> None:
-        self._sources, self._targets, self._rules, self._options = sources, targets, rules, options
+        self._sources, self._rules, self._options = sources, rules, options
+        self._targets = targets if _OBJECTS & {*sources.formats} else _without_notes(targets)
         self._decisions = Decisions()
         self._suggester = Suggester(sources)
         self._where = [rules.where(index) for index in range(len(rules.rules))]  # once, not for each variable
-        self._state = OptimizerState(targets, sources)
+        self._state = OptimizerState(self._targets, sources)
 
     def run(self) -> RestorePlan:
         source_table = NameTable(self._sources.tensors, self._side())
         target_table = NameTable(self._targets.variables, "the model")
         self._decisions = apply_rules(self._rules, source_table, target_table)
         owners = self._owners()
-        entries = [owner.entry for owner in owners.values()]
-        entries = keep_beginnings(self._sources, self._targets, [*entries, *self._slots(owners)])
+        entries = [*(owner.entry for owner in owners.values()), *self._slots(owners)]
+        begin = beginnings(self._sources, self._targets, entries)
+        entries = [begun(e) if e.target in begin else e for e in entries] if begin else entries
         refuse_unbuilt(self._sources, self._targets, entries, self._decisions.dropped)
         if self._options.refuse_order:
             entries = refuse_order(entries)
         if self._options.keep_unmatched:
             entries = [_allow_keep(e) for e in entries]
-        entries = refuse_collapse(entries, self._targets, self._decisions)
+        entries = refuse_collapse(entries, self._targets, self._decisions, begin)
         return self._plan(entries)
 
     def _side(self) -> str:

@@ -333,6 +333,39 @@ def test_a_checkpoint_from_before_the_first_step_is_read(
     restore(root, path)  # it is built now, and still as it begins
 
 
+ANY_STATE = {
+    "accumulation": lambda: keras.optimizers.Adam(gradient_accumulation_steps=2),
+    "average": lambda: keras.optimizers.SGD(use_ema=True),
+    "adafactor": keras.optimizers.Adafactor,
+    "ftrl": keras.optimizers.Ftrl,
+    "muon": getattr(keras.optimizers, "Muon", None),
+}
+
+
+@pytest.mark.parametrize("name", ANY_STATE)
+def test_whatever_an_optimizer_keeps_its_checkpoint_from_before_the_first_step_is_read(
+    tmp_path: pathlib.Path, name: str
+) -> None:
+    if ANY_STATE[name] is None:
+        pytest.skip("this Keras has no such optimizer")
+
+    def program() -> keras.Model:
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="a"), keras.layers.Dense(4, name="b")])
+        model.compile(ANY_STATE[name](), "mse")
+        return model
+
+    old, new = program(), program()
+    scramble(old, seed=1)
+    path = save(Checkpoint(model=old), tmp_path)
+    report = restore(Checkpoint(model=new), path)
+    assert_all_hold(new.variables, values(old.variables))
+    assert {e.status for e in report.plan.entries} == {dr.Status.EXACT, dr.Status.KEPT}
+    x = tf.ones((4, 4))
+    for model in (old, new):
+        model.fit(x, x, verbose=0, shuffle=False)
+    assert_all_hold(new.variables, values(old.variables))
+
+
 def test_an_optimizer_that_made_steps_is_not_taken_for_one_at_its_beginning(tmp_path: pathlib.Path) -> None:
     root, _, _ = compiled()
     path = save(root, tmp_path)

@@ -67,6 +67,73 @@ def test_layers_that_hold_layers_read_their_own_legacy_file(
     assert_reads(lambda: twins(kit, LAYERS[name], count), tmp_path, ".h5")
 
 
+def named(kit: object, name: str) -> object:
+    """The same twice, under names that somebody chose."""
+    inputs = x = kit.Input((5, 4))  # type: ignore[attr-defined]
+    for own in ("first", "second"):
+        layer = LAYERS[name](kit.layers)  # type: ignore[attr-defined]
+        layer._name = own
+        x = layer(x, x) if name == "attention" else layer(x)
+    return kit.Model(inputs, x)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kit", [keras, tf_keras], ids=["keras", "tf_keras"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_with_chosen_names_that_hold_layers_read_their_own_legacy_file(
+    tmp_path: pathlib.Path, kit: object, name: str
+) -> None:
+    assert_reads(lambda: named(kit, name), tmp_path, ".h5")
+
+
+class InAList(keras.Model):
+    """Layers with names that somebody chose, in a list."""
+
+    def __init__(self, names: tuple[str, ...] = ("a", "b", "c")) -> None:
+        super().__init__()
+        self.blocks = [keras.layers.Dense(4, name=name) for name in names]
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def in_a_chain() -> keras.Model:
+    inputs = x = keras.Input((4,))
+    for name in "abc":
+        x = keras.layers.Dense(4, name=name)(x)
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+@pytest.mark.parametrize("is_bare", [True, False])
+def test_a_functional_models_layers_are_found_in_a_list(tmp_path: pathlib.Path, ending: str, is_bare: bool) -> None:
+    old, new = in_a_chain(), InAList()
+    new(tf.zeros((1, 4)))
+    scramble(old, seed=1)
+    scramble(new, seed=2)
+    restore(new if is_bare else Checkpoint(model=new), saved(old, tmp_path, ending))
+    assert_all_hold(trained(new), values(trained(old)))
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_names_of_layers_in_a_list_go_before_their_order(tmp_path: pathlib.Path, ending: str) -> None:
+    old, new = in_a_chain(), InAList(("b", "a", "c"))
+    new(tf.zeros((1, 4)))
+    scramble(old, seed=1)
+    restore(Checkpoint(model=new), saved(old, tmp_path, ending))
+    weights = values(trained(old))
+    assert_all_hold(trained(new), [*weights[2:4], *weights[:2], *weights[4:]])
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5", ".h5"])
+def test_of_a_file_no_message_says_what_checkpoints_lack(tmp_path: pathlib.Path, ending: str) -> None:
+    new = InAList(("a", "b", "c", "d"))
+    new(tf.zeros((1, 4)))
+    text = str(refuse(dr.UnmatchedError, Checkpoint(model=new), saved(in_a_chain(), tmp_path, ending)))
+    assert "tf.train.Checkpoint never saves this" not in text
+
+
 @pytest.mark.parametrize("kit", [keras, tf_keras], ids=["keras", "tf_keras"])
 @pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
 @pytest.mark.parametrize("name", NUMBERED)
@@ -241,3 +308,37 @@ def test_a_dict_of_layers_is_in_a_file_of_weights_as_a_list(tmp_path: pathlib.Pa
     report = restore(Checkpoint(model=new), saved(old, tmp_path, ".weights.h5"))
     assert_all_hold(trained(new), values(trained(old)))
     assert {e.proof for e in report.plan.entries if e.sources} == {dr.Proof.ORDER}
+
+
+# ---- Optimizers in legacy files --------------------------------------------------------------------------
+
+
+def stepped(optimizer: keras.Optimizer, *, fit: bool = True) -> keras.Model:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="a"), keras.layers.Dense(4, name="b")])
+    model.compile(optimizer, "mse")
+    if fit:
+        model.fit(tf.ones((8, 4)), tf.ones((8, 4)), verbose=0)
+    return model
+
+
+def state(model: keras.Model) -> list[object]:
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return [*model.variables, *model.optimizer.variables]
+
+
+def test_a_legacy_file_has_accumulated_gradients(tmp_path: pathlib.Path) -> None:
+    def make() -> keras.Optimizer:
+        return keras.optimizers.Adam(gradient_accumulation_steps=2)
+
+    old, new = stepped(make()), stepped(make(), fit=False)
+    path = saved(old, tmp_path, ".h5")
+    restore(Checkpoint(model=new), path)
+    assert_all_hold(state(new), values(state(old)))
+
+
+def test_a_legacy_file_of_sgd_does_not_say_that_it_made_no_step(tmp_path: pathlib.Path) -> None:
+    path = saved(stepped(keras.optimizers.SGD()), tmp_path, ".h5")
+    new = stepped(keras.optimizers.SGD(momentum=0.9), fit=False)
+    text = str(refuse(dr.UnmatchedError, Checkpoint(model=new), path))
+    assert "keeps no slots" in text and "first step" not in text

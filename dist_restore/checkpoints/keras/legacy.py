@@ -13,7 +13,7 @@ from dist_restore.core.errors import CheckpointCorruptError
 from dist_restore.core.index import Alias, AliasKind, OptimizerInfo, Slot, SourceTensor
 from dist_restore.naming.automatic_names import looks_automatic
 from dist_restore.naming.names import slot_name
-from dist_restore.naming.slot_roles import degree_of, family_of, role_of_slot
+from dist_restore.naming.slot_roles import ENDINGS, degree_of, family_of, role_of_slot
 
 _MODEL, _OPTIMIZER = "model_weights", "optimizer_weights"
 _LAYERS, _WEIGHTS = "layer_names", "weight_names"
@@ -188,7 +188,8 @@ def _slot(rest: str, family: str, owners: _Owners) -> Slot | None:
         return Slot(role_of_slot(last, family), owners.by_path[owner], "optimizer")
     cuts = [i for i, c in enumerate(rest) if c == "_"]
     found = [(rest[:i], rest[i + 1 :]) for i in cuts]  # Keras 3: `dense_kernel_momentum`
-    known = [Slot(r, owners.by_flat[o], "optimizer") for o, r in found if o in owners.by_flat and _is_role(r, family)]
+    named = [(o, ENDINGS.get(r, r)) for o, r in found if o in owners.by_flat]
+    known = [Slot(r, owners.by_flat[o], "optimizer") for o, r in named if _is_role(r, family)]
     return known[0] if len(known) == 1 else None
 
 

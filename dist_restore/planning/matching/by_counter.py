@@ -64,15 +64,16 @@ def by_counter(
       alignment: the sources' names in the program's terms.
       paths: whether the sources' names are what Keras calls variables, and attributes are not in them.
     """
-    counted = [t for t in targets if t.name_kind is AliasKind.COUNTED and t.name not in known]
-    if not counted:
+    open_ = [t for t in targets if t.name not in known]
+    counted = [t for t in open_ if t.name_kind is AliasKind.COUNTED]
+    if not counted and not (paths and any(map(_path_of, open_))):
         return {}
     free = {id(s) for s in sources}
     root = _missing_root(targets, alignment.names)
     names = ((f"{root}{n}", items[0]) for n, items in alignment.names.items() if len(items) == 1)
     found = dict(_pair_families(((t.name, t) for t in counted), ((n, s) for n, s in names if id(s) in free)))
     if paths:
-        rest = ((path, t) for t in counted if t.name not in found for path in _path_of(t))
+        rest = ((path, t) for t in open_ if t.name not in found for path in _path_of(t))
         theirs = ((n, items[0]) for n, items in alignment.names.items() if len(items) == 1 and id(items[0]) in free)
         found.update(_pair_families(rest, theirs))
     return found

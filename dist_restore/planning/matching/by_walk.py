@@ -106,9 +106,17 @@ class _Case:
         # The root itself stands for a bare model, and for a file that has one.
         pairs = [(a, b) for a in (0, *ours) for b in (0, *theirs) if a or b]
         if self._other.by_layer and len(roots[0]) == 1 and not self._mine.rows[roots[0][0]]:
-            return roots[0][0], 0  # a file of one model's weights
+            return self._only_list(roots[0][0], roots[1]) or (roots[0][0], 0)  # a file of one model's weights
         alike = [(a, b) for a, b in pairs if self._mine.signature(a) == self._other.signature(b)]
         return alike[0] if len(alike) == 1 else None
+
+    def _only_list(self, model: int, theirs: Sequence[int]) -> tuple[int, int] | None:
+        """The one list that a model consists of, and what a file has in its place, where the two are alike."""
+        ours = [child for _, child in self._mine.kids[model]]
+        if len(ours) != 1 or len(theirs) != 1 or not self._mine.rows[ours[0]]:
+            return None
+        is_alike = self._mine.signature(ours[0]) == self._other.signature(theirs[0])
+        return (ours[0], theirs[0]) if is_alike else None
 
     def _matches(self, walk: Walk) -> Iterator[tuple[str, Outcome]]:
         for node, name in self._mine.names.items():

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from dist_restore.core.index import AliasKind, CheckpointIndex, OptimizerInfo, SourceTensor, TargetIndex, TargetVariable
 from dist_restore.naming.slot_roles import INSIDE, LOSS_SCALE, SHADOWS
+from dist_restore.planning.beginnings import is_unstepped
 from dist_restore.planning.matching.by_state_number import StateNumbers
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
 
@@ -46,6 +47,7 @@ class OptimizerState:
         self._pairs = [*_pairs(_chains(targets.optimizers), _chains(sources.optimizers))]
         unequal = [(mine, other) for mine, other in self._pairs if len(mine.names) != len(other.names)]
         self._unequal = unequal
+        self._sources = sources
         self._has_step = sources.format == "tf1"
         self._my_wrappers = {name for mine, _ in unequal for name in mine.wrappers}
         self._their_wrappers = {name for _, other in unequal for name in other.wrappers}
@@ -141,7 +143,7 @@ class OptimizerState:
     def _counts_otherwise(self, mine: str, other: str, source: SourceTensor) -> str:
         """Whether one of two counters counts batches and the other updates."""
         accumulates = _ACCUMULATED in self._ours[mine].roles, _ACCUMULATED in self._theirs[other].roles
-        if accumulates[0] == accumulates[1]:
+        if accumulates[0] == accumulates[1] or is_unstepped(self._theirs[other], self._sources):
             return ""
         here, there = ("batches", "updates") if accumulates[0] else ("updates", "batches")
         return (
