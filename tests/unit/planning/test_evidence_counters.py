@@ -7,6 +7,7 @@ import pytest
 
 from build import checkpoint, entry, filled, plan, problems, program
 from dist_restore.core.index import Group
+from dist_restore.planning.entries import Proof
 from dist_restore.planning.matching.by_counter import by_counter
 from dist_restore.planning.matching.outcome import Match
 from dist_restore.planning.matching.roots import align
@@ -204,3 +205,19 @@ def test_several_roots_stay_where_they_are() -> None:
         "dense_7": "dense",
         "dense_5": "dense_1",
     }
+
+
+LAYERS = "a/layer/w 4 cnt:a/dense_5/w\nb/layer/w 4 cnt:b/dense_6/w"
+
+
+def test_what_keras_calls_a_variable_counts_where_a_file_has_no_attributes() -> None:
+    source = "a/dense_1/w 4 kind:counted\nb/dense_2/w 4 kind:counted"
+    done = plan(source, LAYERS, keep=True)
+    assert filled(done) == {"a/layer/w": "a/dense_1/w", "b/layer/w": "b/dense_2/w"}
+    assert {e.proof for e in done.entries} == {Proof.ORDER}
+
+
+def test_of_two_layers_below_one_name_one_that_is_missing_leaves_both() -> None:
+    source = "a/dense_1/w 4 kind:counted"
+    target = "a/x/w 4 cnt:a/dense_5/w\na/y/w 4 cnt:a/dense_6/w"
+    assert not filled(plan(source, target, keep=True))

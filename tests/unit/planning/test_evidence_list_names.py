@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from build import checkpoint, program
 from dist_restore.core.index import Alias, AliasKind, SourceTensor, TargetVariable
 from dist_restore.core.tensors import TensorSpec
 from dist_restore.naming.automatic_names import Vocabulary
@@ -104,3 +105,20 @@ def test_counters_are_compared_in_the_order_of_places() -> None:
         theirs = [tensor(f"s{i}", f"net_dense_{n}_w") for i, n in enumerate(order)]
         names = Names(ours, theirs, Vocabulary(), ({}, {}))
         assert names.count_otherwise(zip(ours, theirs, strict=True)) is differs
+
+
+def test_a_side_without_a_name_of_a_layer_says_nothing() -> None:
+    ours, theirs = program("m/w 4").variables, checkpoint("m/w 4").tensors
+    for full in (({"m/w": "stem/head/w"}, {"m/w": "w"}), ({"m/w": "w"}, {"m/w": "stem/head/w"}), ({}, {})):
+        assert Names(ours, theirs, Vocabulary(), full).differ(ours[0], theirs[0]) == ""
+
+
+def test_only_flat_and_counted_names_without_a_separator_are_compared_with_what_slots_carry() -> None:
+    theirs = checkpoint("m/w 4 flat:net_stem_w").tensors
+    for alias in ("sem:plain", "pos:plain", "cnt:net/other/w"):
+        ours = program(f"m/w 4 {alias}").variables
+        assert Names(ours, theirs, Vocabulary(), ({}, {})).differ(ours[0], theirs[0]) == ""
+    ours = program("m/w 4 sem:net_stem_w flat:net_head_w").variables
+    assert Names(ours, theirs, Vocabulary(), ({}, {})).differ(ours[0], theirs[0]) == (
+        "the checkpoint's slots call it 'net_stem_w' and the model 'net_head_w'"
+    )

@@ -6,6 +6,7 @@ import pytest
 
 from build import checkpoint, entry, filled, plan, problems, program
 from dist_restore.planning.entries import Proof
+from dist_restore.planning.matching.by_name import by_name
 from dist_restore.planning.matching.lists import (
     Lists,
     list_members,
@@ -15,6 +16,7 @@ from dist_restore.planning.matching.lists import (
     template_of_flat,
     template_of_list,
 )
+from dist_restore.planning.matching.outcome import Conflict, Outcome
 from dist_restore.planning.matching.roots import align
 from dist_restore.planning.name_table import Side
 
@@ -258,3 +260,19 @@ def test_those_that_claim_one_source_by_another_name_name_each_other() -> None:
     assert entry(done, "model/a/w").reason == "'model/x/w' claims the same source by another name."
     assert entry(done, "model/x/w").reason == "'model/a/w' claims the same source by another name."
     assert entry(done, "model/a/w").candidates == ("model/a/w",)
+
+
+# ---- Names that disagree ---------------------------------------------------------------------------------
+
+
+def claimed(source: str, target: str) -> Outcome | None:
+    ours, theirs = program(target).variables, checkpoint(source).tensors
+    other = Side(theirs, theirs)
+    return by_name(Side(ours, ours), other, align(ours, other, ())).get(ours[0].name)
+
+
+def test_of_names_that_disagree_only_those_below_other_roots_leave_the_graphs_a_say() -> None:
+    plain = claimed("model/a 4\nmodel/b 5", "model/a 4 sem:model/b\nmodel/c 6")
+    assert isinstance(plain, Conflict) and not plain.of_roots
+    roots = claimed("old/x/a 4\nold/x/b 5", "model/x/a 4 sem:model/x/b\nmodel/x/c 6")
+    assert isinstance(roots, Conflict) and roots.of_roots

@@ -218,6 +218,33 @@ def test_state_of_what_is_no_optimizer_is_in_no_doubt() -> None:
     assert not known.doubt(counter, by_name["model/iterations"])
 
 
+NUMBERS = "optimizer/vars/0 - int64 kind:positional\noptimizer/vars/1 4 kind:positional"
+
+
+def test_a_rate_that_a_numbering_file_never_has_is_the_programs() -> None:
+    numbered = "optimizer/iterations - int64 pos:optimizer/variables/0\nmomentum@model/w pos:optimizer/variables/1"
+    ours = program(f"model/w 4\n{numbered}\noptimizer/learning_rate -\noptimizer/other -", BARE)
+    known = OptimizerState(ours, checkpoint(NUMBERS, BARE))
+    assert {v.name: known.keep_reason(v) for v in ours.variables if known.keep_reason(v)} == {
+        "optimizer/learning_rate": "files of tf_keras store no learning rate: it is what the program says"
+    }
+
+
+def test_what_wrappers_on_both_sides_keep_themselves_is_told_by_number_too() -> None:
+    ours = program(
+        "optimizer/dynamic_scale - pos:optimizer/variables/0\n"
+        "optimizer/inner_optimizer/iterations - int64 pos:optimizer/inner_optimizer/variables/0",
+        WRAPPED,
+    )
+    theirs = checkpoint(
+        "optimizer/vars/0 - kind:positional\noptimizer/inner_optimizer/vars/0 - int64 kind:positional", WRAPPED
+    )
+    assert sides(theirs, ours)[1] == {
+        "optimizer/dynamic_scale": "optimizer/vars/0",
+        "optimizer/inner_optimizer/iterations": "optimizer/inner_optimizer/vars/0",
+    }
+
+
 def test_what_is_left_over_is_said() -> None:
     text = state(*WRAPPED) + "\noptimizer/beta1_power -\nmodel/beta2_power_1 -\nmodel/beta1_powers -"
     theirs = checkpoint(text, WRAPPED)

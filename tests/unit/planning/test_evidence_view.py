@@ -348,6 +348,8 @@ def test_nodes_that_are_not_reached_do_no_harm() -> None:
         ("m/kernel 3x4\nm layer: kind:dense", "m/#0 3x4\nm layer: kind:conv2d", {}),
         ("m/kernel 3x4\nm layer: kind:dense", "m/#0 3x4\nm layer: kind:dense", {"kernel": "m/#0"}),
         ("m/kernel 3x4\nm layer: kind:dense", "m/#0 3x4", {"kernel": "m/#0"}),
+        ("m/depthwise_kernel 3x4\nm/bias 4", "m/kernel 3x4\nm/bias 4", {"depthwise_kernel": "m/kernel"}),
+        ("m/a 3\nm/b 4\nm layer: kind:dense", "m/#0 4\nm/#1 3\nm layer: kind:dense", {"b": "m/#0", "a": "m/#1"}),
         ("m/kernel 3x4\nm/sub/w 9", "m/#0 3x4\nm/#sub/w 9", {"kernel": "m/#0"}),
     ],
 )
