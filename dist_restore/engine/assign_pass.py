@@ -49,7 +49,7 @@ def assign_units(
     prefetched = checked.prefetched if checked is not None else None
     first = [prefetched_work(prefetched) for item in located if prefetched is not None and item.unit is prefetched.unit]
     rest = [item for item in located if prefetched is None or item.unit is not prefetched.unit]
-    works = itertools.chain(first, make_works(rest, source, live_of, spares.blank))
+    works = itertools.chain(first, make_works(rest, source, live_of, spares.take))
     # On storage behind a network a read may take long, and no signal is heard meanwhile.
     helps = are_local(source.index().paths)
     with ledger.accounting(), contextlib.closing(stream(works, share.ahead, helps=helps)) as results:

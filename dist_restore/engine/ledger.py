@@ -18,7 +18,6 @@ from dist_restore.planning.entries import PlanEntry
 from dist_restore.targets.assigner import Assigned, Assigner, Write, checksum
 from dist_restore.tf_internals.batched import together
 from dist_restore.tf_internals.buffer_pool import Spares
-from dist_restore.tf_internals.host_memory import Blank
 
 
 class Ledger:
@@ -44,7 +43,7 @@ class Ledger:
         self._touched.update(dict.fromkeys(names))
 
     def _assign(self, group: Sequence[Value], spares: Spares | None) -> list[Assigned]:
-        writes = [Write(self.handles[v.entry.target], v.value, _crc(v)) for v in group]
+        writes = [Write(self.handles[v.entry.target], v.buffer, _crc(v)) for v in group]
         found = self.assigner.assign_many(writes, spares)
         return [
             Assigned(v.entry.target, checksums, v.entry.bytes, write.crc32c)
@@ -73,13 +72,12 @@ class Ledger:
 
 
 def _small(value: Value) -> Hashable | None:
-    return None if isinstance(value.value, Blank) else (value.value.shape, value.value.dtype)
+    array = value.buffer.array
+    return (array.shape, array.dtype) if value.buffer.tensor is None else None
 
 
 def _crc(value: Value) -> int:
-    if value.crc32c is not None:
-        return value.crc32c
-    return checksum(value.value.array if isinstance(value.value, Blank) else value.value)
+    return checksum(value.buffer.array) if value.crc32c is None else value.crc32c
 
 
 def _with(error: RestoreError, sentence: str) -> RestoreError:

@@ -28,8 +28,7 @@ from dist_restore.engine.pipeline import Started, Work
 from dist_restore.engine.units import Unit, parts_of
 from dist_restore.ops import Live, apply, apply_boxed, numpy_dtype
 from dist_restore.planning.entries import PlanEntry
-from dist_restore.tf_internals import host_memory
-from dist_restore.tf_internals.host_memory import Blank
+from dist_restore.tf_internals.host_memory import HostBuffer, new_buffer
 
 # From here on a tensor has its own memory and its own request; below, copying it costs less.
 _LARGE = 256 << 10
@@ -42,17 +41,17 @@ class Value(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
       entry: of the plan.
-      value: an array, or a filled tensor whose memory the variable may take over.
+      buffer: holds it.
       crc32c: of the value's bytes, where that is known already.
     """
 
     entry: PlanEntry
-    value: np.ndarray | Blank
+    buffer: HostBuffer
     crc32c: int | None
 
 
 LiveOf: TypeAlias = Callable[[PlanEntry], Live]
-MakeBlank: TypeAlias = Callable[[Sequence[int], str], Blank | None]
+MakeBuffer: TypeAlias = Callable[[Sequence[int], str], HostBuffer | None]
 Values: TypeAlias = list[Value]
 
 
@@ -89,7 +88,7 @@ def _places(unit: Unit, source: DirectSource) -> tuple[Stored, ...] | None:
 
 
 def make_works(
-    located: Iterable[Located], source: Source, live_of: LiveOf, blank: MakeBlank = host_memory.blank
+    located: Iterable[Located], source: Source, live_of: LiveOf, make_buffer: MakeBuffer = new_buffer
 ) -> Iterator[Work[Values]]:
     """The work of reading units, in their order.
 
@@ -97,7 +96,7 @@ def make_works(
       located: from `locate`.
       source: the opened checkpoint.
       live_of: gives what gives an entry's present value, for `fill = "keep"`; called by the consumer's thread.
-      blank: makes what large tensors are read into; called by the consumer's thread.
+      make_buffer: makes what large tensors are read into; called by the consumer's thread.
     """
     batch = _Batch(source, live_of)
     for item in located:
@@ -109,15 +108,15 @@ def make_works(
             continue
         yield from batch.take()
         if places is not None and is_direct(item.unit):
-            yield direct_work(item, source, blank)
+            yield direct_work(item, source, make_buffer)
         elif is_joined(item.unit, places):
             size = item.unit.entries[0].bytes
-            yield Work(size + min(size, SCRATCH), functools.partial(_start_joined, item, source, blank))
+            yield Work(size + min(size, SCRATCH), functools.partial(_start_joined, item, source, make_buffer))
         elif is_piecewise(item.unit, places):
             cost = cost_of(item.unit) + item.unit.entries[0].bytes
-            yield Work(cost, functools.partial(_start_piecewise, item, source, blank))
+            yield Work(cost, functools.partial(_start_piecewise, item, source, make_buffer))
         else:
-            yield _single(item, source, live_of, blank)
+            yield _single(item, source, live_of, make_buffer)
     yield from batch.take()
 
 
@@ -131,17 +130,17 @@ def is_copy(entry: PlanEntry) -> bool:
     return not entry.ops and entry.source_specs == (entry.spec,)
 
 
-def direct_work(item: Located, source: Source, blank: MakeBlank = host_memory.blank) -> Work[Values]:
+def direct_work(item: Located, source: Source, make_buffer: MakeBuffer = new_buffer) -> Work[Values]:
     """The work for a unit with a place that `is_direct`: right into the memory that its variable takes over."""
     assert isinstance(source, DirectSource) and item.places is not None
-    start = functools.partial(_start_large, item.unit, item.places[0], source, blank)
+    start = functools.partial(_start_large, item.unit, item.places[0], source, make_buffer)
     return Work(item.unit.entries[0].bytes, start)
 
 
-def _start_large(unit: Unit, stored: Stored, source: DirectSource, blank: MakeBlank) -> Started[Values]:
+def _start_large(unit: Unit, stored: Stored, source: DirectSource, make_buffer: MakeBuffer) -> Started[Values]:
     entry, name = unit.entries[0], unit.reads[0].name
-    target = _memory(entry, blank)
-    data = bytes_of(_array(target))
+    buffer = _buffer(entry, make_buffer)
+    data = bytes_of(buffer.array)
     pieces = pieces_of(stored.size)
     crcs = [0] * len(pieces)
 
@@ -152,37 +151,35 @@ def _start_large(unit: Unit, stored: Stored, source: DirectSource, blank: MakeBl
     def finish() -> Values:
         crc = joined_pieces(crcs, stored.size)
         require_checksum(source, name, stored, crc)
-        return [Value(entry, target, crc)]
+        return [Value(entry, buffer, crc)]
 
     return Started(tuple(functools.partial(fill, i) for i in range(len(pieces))), finish, data, brief=True)
 
 
-def _array(memory: Blank | np.ndarray) -> np.ndarray:
-    return memory.array if isinstance(memory, Blank) else memory
-
-
-def memory_for(entry: PlanEntry, blank: MakeBlank = host_memory.blank) -> Blank | np.ndarray:
+def buffer_for(entry: PlanEntry, make_buffer: MakeBuffer = new_buffer) -> HostBuffer:
     """Memory for a target's value; where it is large, memory that its variable can take over."""
-    is_large = entry.bytes >= _LARGE
-    return _memory(entry, blank) if is_large else np.empty(entry.spec.shape, numpy_dtype(entry.spec.dtype))
+    return _buffer(entry, make_buffer) if entry.bytes >= _LARGE else _buffer_to_copy(entry)
 
 
-def _memory(entry: PlanEntry, blank: MakeBlank) -> Blank | np.ndarray:
-    dtype = numpy_dtype(entry.spec.dtype)
-    return blank(entry.spec.shape, entry.spec.dtype) or np.empty(entry.spec.shape, dtype)
+def _buffer(entry: PlanEntry, make_buffer: MakeBuffer) -> HostBuffer:
+    return make_buffer(entry.spec.shape, entry.spec.dtype) or _buffer_to_copy(entry)
 
 
-def _single(item: Located, source: Source, live_of: LiveOf, blank: MakeBlank) -> Work[Values]:
+def _buffer_to_copy(entry: PlanEntry) -> HostBuffer:
+    return HostBuffer(np.empty(entry.spec.shape, numpy_dtype(entry.spec.dtype)))
+
+
+def _single(item: Located, source: Source, live_of: LiveOf, make_buffer: MakeBuffer) -> Work[Values]:
     """Work for a unit whose values go through ops, or that cannot be read by parts."""
     # Ops may hold one more copy of what they make than the result.
     made = sum(e.bytes * (1 if is_copy(e) else 2) for e in item.unit.entries)
     cost = sum(r.spec.nbytes for r in item.unit.reads) + made
-    return Work(cost, functools.partial(_start_single, item, source, live_of, blank))
+    return Work(cost, functools.partial(_start_single, item, source, live_of, make_buffer))
 
 
-def _start_single(item: Located, source: Source, live_of: LiveOf, blank: MakeBlank) -> Started[Values]:
+def _start_single(item: Located, source: Source, live_of: LiveOf, make_buffer: MakeBuffer) -> Started[Values]:
     unit = item.unit
-    memories = [_memory(e, blank) if e.bytes >= _LARGE and not _keeps(e) else None for e in unit.entries]
+    buffers = [_buffer(e, make_buffer) if e.bytes >= _LARGE and not _keeps(e) else None for e in unit.entries]
     # Made here and not in a thread: glibc keeps apart what each thread frees (287 MB at most, and so 272).
     arrays = {r.name: np.empty(r.spec.shape, numpy_dtype(r.spec.dtype)) for r in unit.reads if item.places}
     done: dict[int, Value] = {}
@@ -195,7 +192,7 @@ def _start_single(item: Located, source: Source, live_of: LiveOf, blank: MakeBla
                 require_checksum(source, name, place, read_checked(source, name, 0, place.size, bytes_of(array)))
         for number, entry in enumerate(unit.entries):
             if not _keeps(entry):
-                done[number] = _value(entry, arrays, source, None, memories[number])
+                done[number] = _value(entry, arrays, source, None, buffers[number])
 
     def finish() -> Values:
         for number, entry in enumerate(unit.entries):
@@ -206,20 +203,19 @@ def _start_single(item: Located, source: Source, live_of: LiveOf, blank: MakeBla
     return Started((work,), finish, brief=unit.nbytes <= BRIEF)
 
 
-def _start_joined(item: Located, source: Source, blank: MakeBlank) -> Started[Values]:
+def _start_joined(item: Located, source: Source, make_buffer: MakeBuffer) -> Started[Values]:
     assert item.places is not None and isinstance(source, DirectSource)
     entry = item.unit.entries[0]
-    memory = memory_for(entry, blank)
-    joining = Joining(item.unit, item.places, source, bytes_of(_array(memory)))
-    return Started(joining.tasks, lambda: [Value(entry, memory, joining.finish())], brief=joining.is_brief)
+    buffer = buffer_for(entry, make_buffer)
+    joining = Joining(item.unit, item.places, source, bytes_of(buffer.array))
+    return Started(joining.tasks, lambda: [Value(entry, buffer, joining.finish())], brief=joining.is_brief)
 
 
-def _start_piecewise(item: Located, source: Source, blank: MakeBlank) -> Started[Values]:
+def _start_piecewise(item: Located, source: Source, make_buffer: MakeBuffer) -> Started[Values]:
     entry = item.unit.entries[0]
-    memory = memory_for(entry, blank)
-    array = _array(memory)
-    work = read_piecewise(item, source, array.reshape(-1))
-    return Started((work,), lambda: [Value(entry, memory, checksum.extend(0, bytes_of(array)))])
+    buffer = buffer_for(entry, make_buffer)
+    work = read_piecewise(item, source, buffer.array.reshape(-1))
+    return Started((work,), lambda: [Value(entry, buffer, checksum.extend(0, bytes_of(buffer.array)))])
 
 
 def read_piecewise(item: Located, source: Source, out: np.ndarray | None) -> Callable[[], None]:
@@ -252,12 +248,13 @@ def _value(
     arrays: Mapping[str, np.ndarray],
     source: Source,
     live: Live | None,
-    memory: Blank | np.ndarray | None,
+    buffer: HostBuffer | None,
 ) -> Value:
-    if not isinstance(memory, Blank):
-        return Value(entry, transform(entry, arrays, source, live), None)
-    memory.array[...] = transform(entry, arrays, source, live)
-    return Value(entry, memory, checksum.extend(0, bytes_of(memory.array)))
+    value = transform(entry, arrays, source, live)
+    if buffer is None or buffer.tensor is None:
+        return Value(entry, HostBuffer(value), None)
+    buffer.array[...] = value
+    return Value(entry, buffer, checksum.extend(0, bytes_of(buffer.array)))
 
 
 def read_whole(unit: Unit, source: Source) -> dict[str, np.ndarray]:
@@ -374,9 +371,9 @@ def _start_batch(units: Sequence[Unit], neighbours: Neighbours, source: Source, 
             array = np.ndarray(spec.shape, numpy_dtype(spec.dtype), data, begin)
             for entry in unit.entries:
                 if is_copy(entry):
-                    values.append(Value(entry, array, place.crc32c))
+                    values.append(Value(entry, HostBuffer(array), place.crc32c))
                 else:
-                    values.append(Value(entry, transform(entry, {read.name: array}, source, live_of(entry)), None))
+                    values.append(_value(entry, {read.name: array}, source, live_of(entry), None))
         return values
 
     return Started((lambda: neighbours.read(source, data),), finish, brief=True)

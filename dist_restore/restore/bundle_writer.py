@@ -12,14 +12,12 @@ import secrets
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-import numpy as np
 import tensorflow as tf
 
 from dist_restore.checkpoints.tf.bundle import Bundle
 from dist_restore.core.dtypes import OPAQUE
 from dist_restore.core.errors import RestoreError, VerificationError
 from dist_restore.core.tensors import TensorSpec
-from dist_restore.tf_internals.host_memory import Blank
 
 _HOST = "/CPU:0"
 # A string takes memory that no spec tells; this much is reckoned for each.
@@ -66,18 +64,17 @@ class BundleWriter:
         if kind is not None and self._made_folder and not tf.io.gfile.listdir(self._folder):
             tf.io.gfile.rmtree(self._folder)
 
-    def add(self, key: str, value: np.ndarray | tf.Tensor | Blank, spec: TensorSpec, crc32c: int | None = None) -> None:
+    def add(self, key: str, tensor: tf.Tensor, spec: TensorSpec, crc32c: int | None = None) -> None:
         """Adds a tensor; it may be written at once.
 
         Args:
           key: under which it is stored.
-          value: of this spec. A blank's memory is taken over.
+          tensor: of this spec.
           spec: shape and dtype.
-          crc32c: checksum of the value's bytes where it is known; what was written is compared with it.
+          crc32c: checksum of the tensor's bytes where it is known; what was written is compared with it.
         """
         if key in self._sums:
             raise RestoreError(f"internal: two values for the key {key!r}")
-        tensor = value.tensor if isinstance(value, Blank) else tf.convert_to_tensor(value, dtype=spec.dtype)
         if tuple(tensor.shape) != spec.shape or tensor.dtype.name != spec.dtype:
             raise RestoreError(f"internal: {key!r}: expected {spec}, found {tensor.dtype.name}{tensor.shape}")
         size = spec.nbytes or _STRING * spec.elements

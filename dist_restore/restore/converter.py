@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+import tensorflow as tf
 
 from dist_restore.checkpoints.files.files import is_remote
 from dist_restore.checkpoints.open import PathLike, Paths, open_checkpoint, resolve_path
@@ -41,7 +42,7 @@ from dist_restore.restore import template as templates
 from dist_restore.restore.bundle_writer import BundleWriter, update_latest
 from dist_restore.restore.template import Template
 from dist_restore.targets.targets import Restorable, find_targets
-from dist_restore.tf_internals.host_memory import Blank
+from dist_restore.tf_internals.host_memory import tensor_of
 
 # A thousand data files are enough; below that they are as large as a quarter of the budget.
 _MOST_FILES = 1000
@@ -213,7 +214,7 @@ class CheckpointConverter:
                 while values:  # each is let go when it is written
                     value = values.pop()
                     entry = value.entry
-                    writer.add(template.keys[entry.target], value.value, entry.spec, _crc(value))
+                    writer.add(template.keys[entry.target], _tensor(value), entry.spec, _crc(value))
                     bar.advance(entry.bytes, entry.target)
 
 
@@ -221,11 +222,14 @@ def _copy(template: Template, key: str, writer: BundleWriter) -> None:
     writer.add(key, template.read_tensor(key), template.entries[key].spec, template.crc32c(key))
 
 
+def _tensor(value: Value) -> tf.Tensor:
+    return tensor_of(value.buffer, tf.as_dtype(value.entry.spec.dtype))
+
+
 def _crc(value: Value) -> int | None:
     if value.crc32c is not None or value.entry.spec.dtype == "string":
         return value.crc32c
-    array = value.value.array if isinstance(value.value, Blank) else value.value
-    return checksum.extend(0, bytes_of(np.asarray(array, order="C")))
+    return checksum.extend(0, bytes_of(np.asarray(value.buffer.array, order="C")))
 
 
 def _overlaps(path: str, to: str) -> bool:

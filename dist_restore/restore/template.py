@@ -60,11 +60,11 @@ class Template:
         """A value, checked against its checksum."""
         return self._source.bundle.read(key)
 
-    def read_tensor(self, key: str) -> np.ndarray | tf.Tensor:
-        """A value, checked against its checksum; a tensor where NumPy has no such dtype."""
+    def read_tensor(self, key: str) -> tf.Tensor:
+        """A value as a tensor, checked against its checksum where NumPy has such a dtype."""
         dtype = self.entries[key].spec.dtype
         if dtype not in OPAQUE:
-            return self.read(key)
+            return tf.convert_to_tensor(self.read(key), dtype=dtype)
         name = key.encode("utf-8", "surrogateescape")
         with tf.device("/CPU:0"):
             return tf.raw_ops.RestoreV2(

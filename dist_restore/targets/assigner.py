@@ -21,7 +21,7 @@ from dist_restore.core.crc32c import extend
 from dist_restore.tf_internals import batched as grouped
 from dist_restore.tf_internals import host_memory
 from dist_restore.tf_internals.buffer_pool import Spares
-from dist_restore.tf_internals.host_memory import Blank
+from dist_restore.tf_internals.host_memory import HostBuffer
 from dist_restore.tf_internals.sharded import is_sharded, parts_of, rows_of, whole_of
 
 Place: TypeAlias = tuple[int, int]
@@ -52,7 +52,7 @@ class Write(msgspec.Struct, frozen=True, gc=False):
     """A value for a variable: as for `Assigner.assign`."""
 
     variable: tf.Variable
-    value: np.ndarray | Blank
+    buffer: HostBuffer
     crc32c: int
 
 
@@ -104,7 +104,7 @@ class Assigner:
     def assign(
         self,
         variable: tf.Variable,
-        value: np.ndarray | Blank,
+        buffer: HostBuffer,
         crc32c: int | None = None,
         spares: Spares | None = None,
     ) -> tuple[int, ...]:
@@ -112,26 +112,26 @@ class Assigner:
 
         Args:
           variable: of the strategy.
-          value: of the variable's shape and dtype. A blank's memory becomes the variable's.
+          buffer: holds a value of the variable's shape and dtype. Where it has a tensor, its memory becomes the
+            variable's.
           crc32c: the checksum of the value's bytes, where it is known.
-          spares: gets the memory of the old value, where a blank was assigned.
+          spares: gets the memory of the old value, where the buffer's became the variable's.
 
         Returns:
           The checksum that each local replica must have now; one for all where all hold the same.
         """
         plain = host_memory.plain_components(variable)
-        array = value.array if isinstance(value, Blank) else value
         if plain is None and (_is_on_read(variable) or is_sharded(variable)):
-            return self._assign_components(variable, array)
-        crc = checksum(array) if crc32c is None else crc32c
-        tensor = value.tensor if isinstance(value, Blank) else host_memory.to_tensor(value, variable.dtype)
-        if plain is None or not host_memory.has_shape(variable, array.shape) or tensor.dtype != variable.dtype:
+            return self._assign_components(variable, buffer.array)
+        crc = checksum(buffer.array) if crc32c is None else crc32c
+        tensor = host_memory.tensor_of(buffer, variable.dtype)
+        if plain is None or not host_memory.has_shape(variable, buffer.array.shape) or tensor.dtype != variable.dtype:
             return self._assign_whole(variable, tensor, crc)
         # What strategy.extended.update does for a mirrored variable in cross-replica context: the same assignment to
         # each component, on its device. It costs 300 us a variable on two replicas, this 40.
         # tests/tf_internals/test_host_memory.py compares the two.
-        if spares is not None and isinstance(value, Blank):
-            spares.write(plain, value)
+        if spares is not None and buffer.tensor is not None:
+            spares.write(plain, buffer)
         else:
             for component in plain:
                 host_memory.write(component, tensor)
@@ -144,10 +144,10 @@ class Assigner:
           For each variable what `assign` returns. Where it raises, any of the variables may have changed.
         """
         rows = host_memory.plain_rows([w.variable for w in writes]) if len(writes) > 1 else []
-        arrays = [w.value for w in writes if not isinstance(w.value, Blank)]
+        arrays = [w.buffer.array for w in writes if w.buffer.tensor is None]
         if rows and len(arrays) == len(rows) and grouped.write(rows, arrays):
             return [(w.crc32c,) * len(row or ()) for w, row in zip(writes, rows, strict=True)]
-        return [self.assign(w.variable, w.value, w.crc32c, spares) for w in writes]
+        return [self.assign(w.variable, w.buffer, w.crc32c, spares) for w in writes]
 
     def _assign_whole(self, variable: tf.Variable, tensor: tf.Tensor, crc: int) -> tuple[int, ...]:
         with self._strategy.scope():

@@ -1,4 +1,4 @@
-"""Memory that variables have left, filled again with what others will hold; and memory that is only lent.
+"""Memory that variables have left, filled again with what others will hold; and mapped memory for what is too large.
 
 The first touch of new memory is what a restore into large variables spends most of its time on: 0.15 to 0.8 s per GB,
 as large as its pages are (Zen 3, virtual machine), where reading the file takes 0.15. Every assignment leaves just
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from dist_restore.tf_internals import host_memory
-from dist_restore.tf_internals.host_memory import Blank, Replacer
+from dist_restore.tf_internals.host_memory import HostBuffer, Replacer
 
 # To win the memory of one old value takes six calls, 0.2 to 0.3 ms among threads that empty the caches; to touch new
 # memory of this size 0.15 to 0.8 ms. With 0.2 GB in tensors of 0.4 and 1.6 MB a restore took 0.16 s with all of them,
@@ -37,65 +37,65 @@ class _Left(msgspec.Struct, frozen=True):
 
 
 class Spares:
-    """Blanks of old memory, and new ones. For one thread.
+    """Buffers of old memory, and new ones. For one thread.
 
     Args:
       limit: bytes of old memory that may wait for use; what would be more is given back.
-      lent_above: what is larger gets memory of the system's where none of its size waits, and is moved to what its
+      mapped_above: what is larger gets mapped memory where none of its size waits, and is moved to what its
         variable leaves as soon as it is assigned.
     """
 
-    def __init__(self, limit: int, lent_above: int | None = None) -> None:
-        self._limit, self._lent_above = limit, lent_above
+    def __init__(self, limit: int, mapped_above: int | None = None) -> None:
+        self._limit, self._mapped_above = limit, mapped_above
         self._replacer = Replacer()
         self._left: collections.deque[_Left] = collections.deque()
-        self._waiting: collections.deque[Blank] = collections.deque()
+        self._waiting: collections.deque[HostBuffer] = collections.deque()
 
-    def blank(self, shape: Sequence[int], dtype: str) -> Blank | None:
-        """See `host_memory.blank`; the memory may hold something already."""
+    def take(self, shape: Sequence[int], dtype: str) -> HostBuffer | None:
+        """See `host_memory.new_buffer`; the memory may hold something already."""
         size = math.prod(shape)
         if any(left.elements == size and left.dtype == dtype for left in self._left):
             self._win()
         for spare in self._waiting:
-            if spare.array.size == size and spare.tensor.dtype.name == dtype:
+            if spare.array.size == size and spare.tensor is not None and spare.tensor.dtype.name == dtype:
                 self._waiting.remove(spare)
                 return host_memory.reshaped(spare, shape)
         return self._new(shape, dtype)
 
-    def write(self, components: Sequence[tf.Variable], blank: Blank) -> None:
+    def write(self, components: Sequence[tf.Variable], buffer: HostBuffer) -> None:
         """Writes plain components as `host_memory.take_over` does; what the first one held waits for use."""
         first, *others = components
         for component in others:
-            host_memory.take_over(component, blank.tensor)
+            host_memory.take_over(component, buffer.tensor)
         # The first one comes last: replicas which shared their memory have let it go then.
-        if blank.is_lent:
-            self._settle(components, blank)
-        elif _LEAST <= blank.array.nbytes <= self._limit:
-            self._keep(self._replacer.write(first, blank.tensor))
+        if buffer.is_mapped:
+            self._settle(components, buffer)
+        elif _LEAST <= buffer.array.nbytes <= self._limit:
+            self._keep(self._replacer.write(first, buffer.tensor))
         else:
-            host_memory.take_over(first, blank.tensor)
+            host_memory.take_over(first, buffer.tensor)
 
     @property
     def _held(self) -> int:
         """Bytes that wait."""
-        return sum(left.nbytes for left in self._left) + sum(blank.array.nbytes for blank in self._waiting)
+        return sum(left.nbytes for left in self._left) + sum(buffer.array.nbytes for buffer in self._waiting)
 
-    def _new(self, shape: Sequence[int], dtype: str) -> Blank | None:
-        is_large = self._lent_above is not None and _nbytes(shape, dtype) > self._lent_above
-        lent = host_memory.lent(shape, dtype) if is_large and self._replacer.is_wanted else None
-        return lent or host_memory.blank(shape, dtype)
+    def _new(self, shape: Sequence[int], dtype: str) -> HostBuffer | None:
+        is_large = self._mapped_above is not None and _nbytes(shape, dtype) > self._mapped_above
+        mapped = host_memory.mapped_buffer(shape, dtype) if is_large and self._replacer.is_wanted else None
+        return mapped or host_memory.new_buffer(shape, dtype)
 
-    def _settle(self, components: Sequence[tf.Variable], lent: Blank) -> None:
-        """Writes the first component, and moves the value from memory that was lent to what it has left.
+    def _settle(self, components: Sequence[tf.Variable], mapped: HostBuffer) -> None:
+        """Writes the first component, and moves the value from mapped memory to what it has left.
 
-        Where that cannot be won the variable keeps what was lent, and TensorFlow copies it at its first update.
+        Where that cannot be won the variable keeps what was mapped, and TensorFlow copies it at its first update.
         """
-        old = [self._replacer.write(components[0], lent.tensor)]  # held by the list alone
-        blank = self._replacer.win(old) if old[0] is not None else None
-        if blank is not None:
-            np.copyto(blank.array, lent.array)
+        old = [self._replacer.write(components[0], mapped.tensor)]  # held by the list alone
+        buffer = self._replacer.win(old) if old[0] is not None else None
+        if buffer is not None:
+            np.copyto(buffer.array, mapped.array)
             for component in components:
-                host_memory.take_over(component, blank.tensor)
+                host_memory.take_over(component, buffer.tensor)
 
     def _keep(self, tensor: tf.Tensor | None) -> None:
         if tensor is None:
@@ -109,9 +109,9 @@ class Spares:
         """Wins the memory of all values that were left: each takes 60 us right after another, and 280 by itself."""
         while self._left:
             tensors = [self._left.popleft().tensor]
-            blank = self._replacer.win(tensors)
-            if blank is not None:
-                self._waiting.append(blank)
+            buffer = self._replacer.win(tensors)
+            if buffer is not None:
+                self._waiting.append(buffer)
 
 
 def _nbytes(shape: Sequence[int], dtype: str) -> int:

@@ -15,6 +15,7 @@ import mmap
 import sys
 from collections.abc import Iterable, Sequence
 
+import msgspec
 import numpy as np
 import tensorflow as tf
 
@@ -42,23 +43,23 @@ _MAX_AXIS = 2**31 - 1
 _ENOUGH = 4
 
 
-class Blank:
-    """A new tensor on the host whose memory waits to be filled.
+class HostBuffer(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """Memory on the host for one value.
 
     Attributes:
-      tensor: becomes the variable's own memory when it is assigned, without a copy: nothing may write to `array` then.
-      array: the same memory.
-      is_lent: whether it is the system's, see `lent`.
+      array: the memory, to be filled.
+      tensor: of the same memory, where a variable may take that over without a copy: nothing may write to `array` once
+        it is assigned. None where the variable gets a copy.
+      is_mapped: whether the memory is the system's, see `mapped_buffer`.
     """
 
-    __slots__ = ("array", "is_lent", "tensor")
+    array: np.ndarray
+    tensor: tf.Tensor | None = None
+    is_mapped: bool = False
 
-    def __init__(self, tensor: tf.Tensor, array: np.ndarray, *, is_lent: bool = False) -> None:
-        self.tensor, self.array, self.is_lent = tensor, array, is_lent
 
-
-def blank(shape: Sequence[int], dtype: str) -> Blank | None:
-    """A tensor of memory that nobody has written to yet; None where there is no such thing for the dtype."""
+def new_buffer(shape: Sequence[int], dtype: str) -> HostBuffer | None:
+    """A tensor's memory, which nobody has written to yet; None where there is no such thing for the dtype."""
     if dtype not in DTYPES or not _PRIVATE or not tf.executing_eagerly() or max(shape, default=0) > _MAX_AXIS:
         return None
     eager = context.context()  # first of all: before anything else has asked for it there can be no tensor
@@ -71,11 +72,11 @@ def blank(shape: Sequence[int], dtype: str) -> Blank | None:
     if not array.flags.writeable:
         return None
     _ask_for_huge_pages(array)
-    return Blank(tensor, array)
+    return HostBuffer(array, tensor)
 
 
-def lent(shape: Sequence[int], dtype: str) -> Blank | None:
-    """As `blank`, of memory that goes back to the system as soon as nobody holds the tensor; page-aligned.
+def mapped_buffer(shape: Sequence[int], dtype: str) -> HostBuffer | None:
+    """As `new_buffer`, of mapped pages, which go back to the system as soon as nobody holds the tensor.
 
     TensorFlow's CPU allocator keeps all that it ever took. But this memory is not its own: a variable that holds it is
     copied at its first update.
@@ -92,13 +93,17 @@ def lent(shape: Sequence[int], dtype: str) -> Blank | None:
     _ask_for_huge_pages(array)
     tensor = framework_ops.EagerTensor(array, None, tf.as_dtype(dtype).as_datatype_enum)
     # Shared as long as it is aligned, which pages are.
-    return Blank(tensor, array, is_lent=True) if tensor._numpy().ctypes.data == array.ctypes.data else None
+    is_shared = tensor._numpy().ctypes.data == array.ctypes.data
+    return HostBuffer(array, tensor, is_mapped=True) if is_shared else None
 
 
-def to_tensor(value: np.ndarray | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+def tensor_of(buffer: HostBuffer, dtype: tf.DType) -> tf.Tensor:
+    """The buffer's tensor; one with a copy of its values where it has none."""
+    return buffer.tensor if buffer.tensor is not None else to_tensor(buffer.array, dtype)
+
+
+def to_tensor(value: np.ndarray, dtype: tf.DType) -> tf.Tensor:
     """A tensor with memory of its own that holds the array's values."""
-    if not isinstance(value, np.ndarray):
-        return value
     if _PRIVATE and tf.executing_eagerly() and value.dtype != object:
         # The tensor shares an aligned array's memory, so it gets a copy. 4 us; tf.convert_to_tensor, which copies too,
         # takes 17.
@@ -212,7 +217,7 @@ class Replacer:
         write(component, tensor)
         return old
 
-    def win(self, tensors: list[tf.Tensor]) -> Blank | None:
+    def win(self, tensors: list[tf.Tensor]) -> HostBuffer | None:
         """The memory of the old value in the list, which is emptied; of a copy, where somebody else may hold it still.
 
         Returns:
@@ -228,7 +233,7 @@ class Replacer:
         """Whether old values are tried still: copies alone have not come of them."""
         return self._shared < _ENOUGH
 
-    def _alone(self, tensors: list[tf.Tensor]) -> Blank | None:
+    def _alone(self, tensors: list[tf.Tensor]) -> HostBuffer | None:
         """The tensor in the list, which is emptied, or a copy; nobody else holds its memory."""
         probe = self._probe(tensors[0].dtype)
         place = tensors[0]._numpy().ctypes.data if self._tried < _ENOUGH else 0
@@ -238,7 +243,7 @@ class Replacer:
         array = held._numpy()
         self._tried += 1
         self._shared += bool(place) and array.ctypes.data != place
-        return Blank(held, array) if array.flags.writeable else None
+        return HostBuffer(array, held) if array.flags.writeable else None
 
     def _probe(self, dtype: tf.DType) -> _Probe | None:
         if dtype not in self._probes:
@@ -269,7 +274,7 @@ class _Probe:
     @classmethod
     def tried(cls, dtype: tf.DType) -> _Probe | None:
         """A probe that copies what somebody holds, as it must; None if this TensorFlow does anything else."""
-        probe, held = cls(dtype), blank([1], dtype.name)
+        probe, held = cls(dtype), new_buffer([1], dtype.name)
         if held is None:
             return None
         own = probe.own([held.tensor])
@@ -289,13 +294,13 @@ def is_here(component: tf.Variable) -> bool:
     return component.dtype.name in DTYPES and component.shape.rank != 0 and component.device == device
 
 
-def reshaped(blank: Blank, shape: Sequence[int]) -> Blank:
+def reshaped(buffer: HostBuffer, shape: Sequence[int]) -> HostBuffer:
     """The same memory as a tensor of another shape; the old tensor is not to be used again."""
-    if blank.array.shape == tuple(shape):
-        return blank
+    if buffer.array.shape == tuple(shape):
+        return buffer
     with tf.device(_HOST):
-        tensor = tf.reshape(blank.tensor, shape)
-    return Blank(tensor, tensor._numpy())
+        tensor = tf.reshape(buffer.tensor, shape)
+    return HostBuffer(tensor._numpy(), tensor)
 
 
 def view(component: tf.Variable) -> np.ndarray:

@@ -16,6 +16,7 @@ from dist_restore.targets.assigner import Assigned, Assigner, Write, checksum
 from dist_restore.tf_internals import batched as grouped
 from dist_restore.tf_internals import host_memory
 from dist_restore.tf_internals.batched import COUNT
+from dist_restore.tf_internals.host_memory import HostBuffer
 
 DTYPES = sorted(host_memory.DTYPES)
 
@@ -172,7 +173,7 @@ def test_replicated_and_plain_variables_and_sums_are_all_written_by_the_assigner
         )
     found = [*variables(strategy, "int64", (4,))[: COUNT - 2], tf.Variable(tf.zeros([4], tf.int64)), counter]
     values = values_of("int64", (4,))
-    writes = [Write(v, value, checksum(value)) for v, value in zip(found, values, strict=True)]
+    writes = [Write(v, HostBuffer(value), checksum(value)) for v, value in zip(found, values, strict=True)]
     assigner = Assigner(strategy)
     for write_, checksums in zip(writes, assigner.assign_many(writes), strict=True):
         assert checksums == assigner.checksums(write_.variable)
@@ -185,7 +186,7 @@ def test_the_assigner_knows_what_every_replica_holds_then(replicas: int) -> None
     strategy = tf.distribute.get_strategy() if replicas == 1 else mirrored(replicas)
     found, values = variables(strategy, "float16", (3,)), values_of("float16", (3,))
     assigner = Assigner(strategy)
-    writes = [Write(v, value, checksum(value)) for v, value in zip(found, values, strict=True)]
+    writes = [Write(v, HostBuffer(value), checksum(value)) for v, value in zip(found, values, strict=True)]
     assert assigner.assign_many(writes) == [assigner.checksums(v) for v in found]
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from dist_restore.targets.assigner import Assigner
 from dist_restore.tf_internals import host_memory
+from dist_restore.tf_internals.host_memory import HostBuffer
 
 DTYPES = ["float32", "float64", "float16", "bfloat16", "int8", "int32", "int64", "bool", "complex64"]
 
@@ -23,7 +24,7 @@ def test_the_private_parts_are_there_on_the_tensorflow_that_this_was_tried_on() 
     if not tf.__version__.startswith("2.21."):
         pytest.skip(f"tried on TF 2.21, and this is {tf.__version__}")
     assert host_memory._PRIVATE
-    assert host_memory.blank((2,), "float32") is not None
+    assert host_memory.new_buffer((2,), "float32") is not None
     assert host_memory.plain_components(tf.Variable([1.0])) is not None
     with mirrored().scope():
         assert len(host_memory.plain_components(tf.Variable([1.0]))) == 2
@@ -31,33 +32,33 @@ def test_the_private_parts_are_there_on_the_tensorflow_that_this_was_tried_on() 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(0, 3), (5,), (700, 801)])
-def test_a_filled_blank_becomes_the_variables_value(dtype: str, shape: tuple[int, ...]) -> None:
+def test_a_filled_buffer_becomes_the_variables_value(dtype: str, shape: tuple[int, ...]) -> None:
     variable = tf.Variable(tf.zeros(shape, dtype))
-    blank = host_memory.blank(shape, dtype)
+    buffer = host_memory.new_buffer(shape, dtype)
     value = (np.arange(np.prod(shape, dtype=int)) % 100).reshape(shape).astype(getattr(ml_dtypes, dtype, dtype))
-    blank.array[...] = value
-    Assigner(tf.distribute.get_strategy()).assign(variable, blank)
+    buffer.array[...] = value
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer)
     np.testing.assert_array_equal(variable.numpy(), value)
     np.testing.assert_array_equal(host_memory.view(variable), value)
 
 
 @pytest.mark.parametrize("dtype", ["string", "qint8", "no_such_dtype"])
-def test_a_dtype_without_blanks_gives_none(dtype: str) -> None:
-    assert host_memory.blank((2,), dtype) is None
+def test_a_dtype_without_buffers_gives_none(dtype: str) -> None:
+    assert host_memory.new_buffer((2,), dtype) is None
 
 
 def test_an_axis_above_what_the_op_takes_gives_none() -> None:
-    assert host_memory.blank((2**31, 0), "uint8") is None
-    assert host_memory.blank((2**31 - 1, 0), "uint8") is not None
+    assert host_memory.new_buffer((2**31, 0), "uint8") is None
+    assert host_memory.new_buffer((2**31 - 1, 0), "uint8") is not None
 
 
 def test_a_variable_is_updated_in_place_of_what_it_took_over() -> None:
     variable = tf.Variable(tf.zeros([600, 600]))
-    blank = host_memory.blank((600, 600), "float32")
-    blank.array[...] = 1.0
-    place = blank.array.ctypes.data
-    Assigner(tf.distribute.get_strategy()).assign(variable, blank)
-    del blank
+    buffer = host_memory.new_buffer((600, 600), "float32")
+    buffer.array[...] = 1.0
+    place = buffer.array.ctypes.data
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer)
+    del buffer
     variable.assign_add(tf.ones([600, 600]))
     assert host_memory.view(variable).ctypes.data == place
     assert (variable.numpy() == 2.0).all()
@@ -70,7 +71,7 @@ def test_a_small_value_is_copied_so_that_its_array_may_be_used_again(size: int) 
         array = raw[offset : offset + 4 * size].view(np.float32)
         array[:] = 5.0
         variable = tf.Variable(tf.zeros([size]))
-        Assigner(tf.distribute.get_strategy()).assign(variable, array)
+        Assigner(tf.distribute.get_strategy()).assign(variable, HostBuffer(array))
         array[:] = 9.0
         np.testing.assert_array_equal(variable.numpy(), np.full(size, 5.0, np.float32))
 
@@ -78,25 +79,25 @@ def test_a_small_value_is_copied_so_that_its_array_may_be_used_again(size: int) 
 def test_a_value_that_was_read_before_keeps_its_numbers() -> None:
     variable = tf.Variable(tf.ones([600, 600]))
     before = variable.read_value()
-    blank = host_memory.blank((600, 600), "float32")
-    blank.array[...] = 7.0
-    Assigner(tf.distribute.get_strategy()).assign(variable, blank)
+    buffer = host_memory.new_buffer((600, 600), "float32")
+    buffer.array[...] = 7.0
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer)
     assert (before.numpy() == 1.0).all()
 
 
 @pytest.mark.parametrize("aggregation", list(tf.VariableAggregation))
-@pytest.mark.parametrize("as_blank", [True, False])
+@pytest.mark.parametrize("takes_over", [True, False])
 def test_every_replica_gets_what_the_strategys_own_assign_gives(
-    aggregation: tf.VariableAggregation, as_blank: bool
+    aggregation: tf.VariableAggregation, takes_over: bool
 ) -> None:
     strategy = mirrored()
     value = np.random.default_rng(0).standard_normal((50, 60)).astype(np.float32)
     with strategy.scope():
         ours, theirs = (tf.Variable(tf.zeros([50, 60]), aggregation=aggregation) for _ in range(2))
         theirs.assign(value)
-    blank = host_memory.blank(value.shape, "float32")
-    blank.array[...] = value
-    Assigner(strategy).assign(ours, blank if as_blank else value)
+    buffer = host_memory.new_buffer(value.shape, "float32")
+    buffer.array[...] = value
+    Assigner(strategy).assign(ours, buffer if takes_over else HostBuffer(value))
     for a, b in zip(ours.values, theirs.values, strict=True):
         assert a.device == b.device
         np.testing.assert_array_equal(a.numpy(), b.numpy())
@@ -107,10 +108,10 @@ def test_replicas_that_share_memory_after_a_restore_train_apart() -> None:
     strategy = mirrored()
     with strategy.scope():
         variable = tf.Variable(tf.zeros([600, 600]))
-    blank = host_memory.blank((600, 600), "float32")
-    blank.array[...] = 1.0
-    Assigner(strategy).assign(variable, blank)
-    del blank
+    buffer = host_memory.new_buffer((600, 600), "float32")
+    buffer.array[...] = 1.0
+    Assigner(strategy).assign(variable, buffer)
+    del buffer
     variable.values[0].assign_add(tf.ones([600, 600]))
     assert (variable.values[0].numpy() == 2.0).all()
     assert (variable.values[1].numpy() == 1.0).all()
@@ -121,7 +122,7 @@ def test_a_replica_that_was_changed_is_seen_by_its_checksum() -> None:
     with strategy.scope():
         variable = tf.Variable(tf.zeros([600, 600]))
     assigner = Assigner(strategy)
-    expected = assigner.assign(variable, np.ones((600, 600), np.float32))
+    expected = assigner.assign(variable, HostBuffer(np.ones((600, 600), np.float32)))
     assert assigner.checksums(variable) == expected
     variable.values[1].assign_add(tf.ones([600, 600]))
     found = assigner.checksums(variable)
@@ -131,7 +132,7 @@ def test_a_replica_that_was_changed_is_seen_by_its_checksum() -> None:
 def test_a_wrong_shape_is_refused_as_by_the_public_assign() -> None:
     variable = tf.Variable(tf.zeros([2, 3]))
     with pytest.raises(ValueError):
-        Assigner(tf.distribute.get_strategy()).assign(variable, np.zeros((3, 2), np.float32))
+        Assigner(tf.distribute.get_strategy()).assign(variable, HostBuffer(np.zeros((3, 2), np.float32)))
     assert variable.shape == (2, 3)
 
 
@@ -144,7 +145,7 @@ def test_a_subclass_of_a_variable_is_written_through_its_own_assign() -> None:
 
     variable = Doubling(1.0)
     assert host_memory.plain_components(variable) is None
-    Assigner(tf.distribute.get_strategy()).assign(variable, np.float32(3.0))
+    Assigner(tf.distribute.get_strategy()).assign(variable, HostBuffer(np.float32(3.0)))
     assert variable.numpy() == 6.0
 
 

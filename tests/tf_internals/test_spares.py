@@ -46,30 +46,30 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[i
     return calls
 
 
-def address(blank: host_memory.Blank) -> int:
-    return blank.array.ctypes.data
+def address(buffer: host_memory.HostBuffer) -> int:
+    return buffer.array.ctypes.data
 
 
 def replace(variable: tf.Variable, spares: Spares, value: float = 7.0) -> int:
     """Assigns a value; returns where the old one lay."""
     place = host_memory.view(host_memory.plain_components(variable)[0]).ctypes.data
-    blank = spares.blank(variable.shape.as_list(), variable.dtype.name)
-    blank.array[...] = value
-    Assigner(tf.distribute.get_strategy()).assign(variable, blank, spares=spares)
+    buffer = spares.take(variable.shape.as_list(), variable.dtype.name)
+    buffer.array[...] = value
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, spares=spares)
     return place
 
 
 @pytest.mark.parametrize("dtype", sorted(host_memory.DTYPES))
-def test_the_memory_of_an_old_value_becomes_the_next_blank(dtype: str) -> None:
+def test_the_memory_of_an_old_value_becomes_the_next_buffer(dtype: str) -> None:
     spares = Spares(1 << 30)
     place = replace(tf.Variable(tf.zeros(SHAPE, dtype)), spares, 1.0)
     if not tf.__version__.startswith("2.21."):
         pytest.skip(f"tried on TF 2.21, and this is {tf.__version__}")
-    blank = spares.blank(SHAPE, dtype)
-    assert address(blank) == place
-    blank.array[...] = 1
+    buffer = spares.take(SHAPE, dtype)
+    assert address(buffer) == place
+    buffer.array[...] = 1
     second = tf.Variable(tf.zeros(SHAPE, dtype))
-    Assigner(tf.distribute.get_strategy()).assign(second, blank)
+    Assigner(tf.distribute.get_strategy()).assign(second, buffer)
     np.testing.assert_array_equal(second.numpy(), np.ones(SHAPE, second.dtype.as_numpy_dtype))
 
 
@@ -120,7 +120,7 @@ def test_memory_that_somebody_holds_is_never_filled_again(hold: Callable[[tf.Var
     held = hold(variable)
     spares = Spares(1 << 30)
     place = replace(variable, spares)
-    others = [spares.blank(SHAPE, "float32") for _ in range(4)]
+    others = [spares.take(SHAPE, "float32") for _ in range(4)]
     assert place not in map(address, others)
     for other in others:
         other.array[...] = 9.0
@@ -138,30 +138,30 @@ def test_memory_that_belongs_to_an_array_of_somebody_is_never_filled_again() -> 
     variable.assign(ops.EagerTensor(array, None, tf.float32.as_datatype_enum), read_value=False)
     spares = Spares(1 << 30)
     replace(variable, spares)
-    assert address(spares.blank(SHAPE, "float32")) != array.ctypes.data
+    assert address(spares.take(SHAPE, "float32")) != array.ctypes.data
 
 
 def test_what_is_freed_later_is_filled_again_later() -> None:
     variable, spares = tf.Variable(tf.zeros(SHAPE)), Spares(1 << 30)
     held = variable.read_value()
     place = replace(variable, spares)
-    assert address(spares.blank(SHAPE, "float32")) != place
+    assert address(spares.take(SHAPE, "float32")) != place
     del held
     again = replace(variable, spares)
     assert again != place
-    assert address(spares.blank(SHAPE, "float32")) == again
+    assert address(spares.take(SHAPE, "float32")) == again
 
 
 @pytest.mark.parametrize("shape", [(400, 300), (120_000,), (1, 300, 1, 400)])
-def test_a_blank_of_another_shape_takes_memory_of_the_same_size(shape: tuple[int, ...]) -> None:
+def test_a_buffer_of_another_shape_takes_memory_of_the_same_size(shape: tuple[int, ...]) -> None:
     spares = Spares(1 << 30)
     place = replace(tf.Variable(tf.zeros(SHAPE)), spares)
-    blank = spares.blank(shape, "float32")
-    assert (address(blank), blank.array.shape) == (place, shape)
-    blank.array[...] = np.arange(120_000, dtype=np.float32).reshape(shape)
+    buffer = spares.take(shape, "float32")
+    assert (address(buffer), buffer.array.shape) == (place, shape)
+    buffer.array[...] = np.arange(120_000, dtype=np.float32).reshape(shape)
     variable = tf.Variable(tf.zeros(shape))
-    Assigner(tf.distribute.get_strategy()).assign(variable, blank)
-    del blank, spares
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer)
+    del buffer, spares
     variable.assign_add(tf.ones(shape))
     np.testing.assert_array_equal(variable.numpy().ravel(), np.arange(1, 120_001, dtype=np.float32))
     assert host_memory.view(variable).ctypes.data == place, "updated in its place"
@@ -171,26 +171,26 @@ def test_a_blank_of_another_shape_takes_memory_of_the_same_size(shape: tuple[int
 def test_other_sizes_and_dtypes_get_new_memory(shape: tuple[int, ...], dtype: str) -> None:
     spares = Spares(1 << 30)
     place = replace(tf.Variable(tf.zeros(SHAPE)), spares)
-    blank = spares.blank(shape, dtype)
-    assert (blank.array.shape, blank.tensor.dtype.name) == (shape, dtype)
-    assert address(blank) != place
+    buffer = spares.take(shape, dtype)
+    assert (buffer.array.shape, buffer.tensor.dtype.name) == (shape, dtype)
+    assert address(buffer) != place
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(0, 0), (SIZE - 1, 0), (SIZE, 1), (3 * SIZE - 1, 2), (9 * SIZE, 4)])
 def test_no_more_than_the_limit_waits(limit: int, kept: int) -> None:
     spares = Spares(limit)
     variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(4)]
-    blanks = [host_memory.blank(SHAPE, "float32") for _ in variables]
-    places = {replace_with(v, b, spares) for v, b in zip(variables, blanks, strict=True)}
+    buffers = [host_memory.new_buffer(SHAPE, "float32") for _ in variables]
+    places = {replace_with(v, b, spares) for v, b in zip(variables, buffers, strict=True)}
     assert spares._held == kept * SIZE
-    found = [spares.blank(SHAPE, "float32") for _ in range(8)]
+    found = [spares.take(SHAPE, "float32") for _ in range(8)]
     assert len(places & set(map(address, found[:kept]))) == kept
     assert spares._held == 0
 
 
-def replace_with(variable: tf.Variable, blank: host_memory.Blank, spares: Spares) -> int:
+def replace_with(variable: tf.Variable, buffer: host_memory.HostBuffer, spares: Spares) -> int:
     place = host_memory.view(variable).ctypes.data
-    Assigner(tf.distribute.get_strategy()).assign(variable, blank, spares=spares)
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, spares=spares)
     return place
 
 
@@ -213,9 +213,9 @@ def test_what_is_in_flight_and_what_waits_are_within_the_budget_together(
         limits.append(ahead)
         return original_stream(works, ahead, helps=helps)
 
-    def spares(limit: int, lent_above: int | None) -> Spares:
+    def spares(limit: int, mapped_above: int | None) -> Spares:
         limits.append(limit)
-        return Spares(limit, lent_above)
+        return Spares(limit, mapped_above)
 
     original_stream = assign_pass.stream
     monkeypatch.setattr(assign_pass, "stream", stream)
@@ -235,7 +235,7 @@ def test_where_all_old_values_are_held_no_more_of_them_are_copied(monkeypatch: p
     held = [variable.read_value() for variable in variables[:_ENOUGH]]
     for variable in variables:
         replace(variable, spares)
-        spares.blank(SHAPE, "float32")
+        spares.take(SHAPE, "float32")
     assert len(tried) == _ENOUGH
     assert all((tensor.numpy() == 0).all() for tensor in held)
     assert all((variable.numpy() == 7).all() for variable in variables)
@@ -247,15 +247,15 @@ def test_replicas_that_share_their_memory_leave_it_when_the_last_one_has_changed
     with strategy.scope():
         variable = tf.Variable(tf.zeros(SHAPE))
     spares, assigner = Spares(1 << 30), Assigner(strategy)
-    first = host_memory.blank(SHAPE, "float32")
+    first = host_memory.new_buffer(SHAPE, "float32")
     first.array[...] = 1.0
     place = address(first)
     assigner.assign(variable, first)
     del first
-    second = host_memory.blank(SHAPE, "float32")
+    second = host_memory.new_buffer(SHAPE, "float32")
     second.array[...] = 2.0
     assigner.assign(variable, second, spares=spares)
-    again = spares.blank(SHAPE, "float32")
+    again = spares.take(SHAPE, "float32")
     assert address(again) == place
     again.array[...] = 3.0
     assert all((value.numpy() == 2.0).all() for value in variable.values)
@@ -304,10 +304,10 @@ def test_who_reads_meanwhile_sees_the_old_value_or_the_new_one() -> None:
         reader.start()
     for number in range(300):
         for target in (variable, other):
-            blank = spares.blank(SHAPE, "float32")
-            blank.array[...] = number
-            assigner.assign(target, blank, spares=spares)
-            del blank
+            buffer = spares.take(SHAPE, "float32")
+            buffer.array[...] = number
+            assigner.assign(target, buffer, spares=spares)
+            del buffer
     stopped.set()
     for reader in readers:
         reader.join()
@@ -330,12 +330,12 @@ def test_old_values_are_won_together_when_one_of_their_size_is_wanted(monkeypatc
     won = counted(monkeypatch, host_memory.Replacer, "win")
     spares = Spares(1 << 30)
     variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(3)]
-    blanks = [host_memory.blank(SHAPE, "float32") for _ in variables]
-    places = {replace_with(v, b, spares) for v, b in zip(variables, blanks, strict=True)}
+    buffers = [host_memory.new_buffer(SHAPE, "float32") for _ in variables]
+    places = {replace_with(v, b, spares) for v, b in zip(variables, buffers, strict=True)}
     assert (spares._held, len(won)) == (3 * SIZE, 0)
-    spares.blank((7,), "float32")
+    spares.take((7,), "float32")
     assert not won, "of no size that was left"
-    assert {address(spares.blank(SHAPE, "float32")) for _ in range(3)} == places
+    assert {address(spares.take(SHAPE, "float32")) for _ in range(3)} == places
     assert len(won) == 3
 
 
@@ -346,11 +346,11 @@ def restore_lent(variable: tf.Variable, strategy: tf.distribute.Strategy, value:
     """Assigns a value through memory that is lent; gives where that is, and where the components were and are."""
     components = host_memory.plain_components(variable)
     before = [host_memory.view(c).ctypes.data for c in components]
-    spares = Spares(1 << 30, lent_above=SIZE - 1)
-    blank = spares.blank(variable.shape.as_list(), variable.dtype.name)
-    blank.array[...] = value
-    place = address(blank)
-    Assigner(strategy).assign(variable, blank, spares=spares)
+    spares = Spares(1 << 30, mapped_above=SIZE - 1)
+    buffer = spares.take(variable.shape.as_list(), variable.dtype.name)
+    buffer.array[...] = value
+    place = address(buffer)
+    Assigner(strategy).assign(variable, buffer, spares=spares)
     assert spares._held == 0
     return place, [*before, *(host_memory.view(c).ctypes.data for c in components)]
 
@@ -406,13 +406,13 @@ def test_lent_memory_goes_back_to_the_system() -> None:
     shape, size = (4096, 4096), 64 << 20
     variable = tf.Variable(tf.zeros(shape))
     before = anonymous()
-    spares = Spares(1 << 30, lent_above=size - 1)
-    blank = spares.blank(shape, "float32")
-    blank.array[...] = 5.0
+    spares = Spares(1 << 30, mapped_above=size - 1)
+    buffer = spares.take(shape, "float32")
+    buffer.array[...] = 5.0
     assert anonymous() - before > 0.9 * size
-    Assigner(tf.distribute.get_strategy()).assign(variable, blank, spares=spares)
-    del blank
-    host_memory.blank((1,), "float32")  # TensorFlow lets arrays go when the next one comes
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, spares=spares)
+    del buffer
+    host_memory.new_buffer((1,), "float32")  # TensorFlow lets arrays go when the next one comes
     assert anonymous() - before < 0.1 * size
 
 
@@ -427,20 +427,20 @@ def test_where_an_update_does_not_copy_what_is_held_no_old_memory_is_used(monkey
     variable, spares = tf.Variable(tf.fill(SHAPE, 3.0)), Spares(1 << 30)
     held = variable.read_value()
     place = replace(variable, spares)
-    blank = spares.blank(SHAPE, "float32")
-    assert address(blank) != place
-    blank.array[...] = 9.0
+    buffer = spares.take(SHAPE, "float32")
+    assert address(buffer) != place
+    buffer.array[...] = 9.0
     assert (held.numpy() == 3.0).all()
 
 
-def test_nothing_is_lent_once_old_values_have_all_been_held() -> None:
-    spares = Spares(1 << 30, lent_above=SIZE - 1)
+def test_nothing_is_mapped_once_old_values_have_all_been_held() -> None:
+    spares = Spares(1 << 30, mapped_above=SIZE - 1)
     variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(_ENOUGH)]
     held = [variable.read_value() for variable in variables]
-    assert spares.blank(SHAPE, "float32").is_lent
+    assert spares.take(SHAPE, "float32").is_mapped
     for variable in variables:
         replace(variable, spares)
-    assert not spares.blank(SHAPE, "float32").is_lent
+    assert not spares.take(SHAPE, "float32").is_mapped
     assert all((tensor.numpy() == 0).all() for tensor in held)
 
 
@@ -448,7 +448,7 @@ def test_nothing_is_lent_once_old_values_have_all_been_held() -> None:
 def test_only_variables_that_leave_their_memory_are_lent_some(
     plain: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lent = counted(monkeypatch, host_memory, "lent")
+    lent = counted(monkeypatch, host_memory, "mapped_buffer")
     prefix = tf.train.Checkpoint(weight=tf.Variable(tf.ones(SHAPE))).write(str(tmp_path / "ckpt"))
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
@@ -468,12 +468,12 @@ def test_a_variable_that_copies_what_it_gets_takes_the_memory_all_the_same(lent:
     own = host_memory.view(variable).ctypes.data
     assert own != place, "what was read before was a copy"
     tf.nn.embedding_lookup(variable, [1, 2])
-    spares = Spares(limit, lent_above=SIZE - 1 if lent else None)
-    blank = spares.blank(SHAPE, "float32")
-    blank.array[...] = 5.0
-    given = address(blank)
-    Assigner(tf.distribute.get_strategy()).assign(variable, blank, spares=spares)
-    del blank
+    spares = Spares(limit, mapped_above=SIZE - 1 if lent else None)
+    buffer = spares.take(SHAPE, "float32")
+    buffer.array[...] = 5.0
+    given = address(buffer)
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, spares=spares)
+    del buffer
     assert host_memory.view(variable).ctypes.data == (own if lent else given)
     held = variable.read_value()
     variable.scatter_update(tf.IndexedSlices(tf.ones([1, SHAPE[1]]), tf.constant([4])))
@@ -485,7 +485,7 @@ def test_a_variable_that_copies_what_it_gets_takes_the_memory_all_the_same(lent:
 def test_one_variable_that_leaves_no_memory_is_enough_to_lend_none(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lent = counted(monkeypatch, host_memory, "lent")
+    lent = counted(monkeypatch, host_memory, "mapped_buffer")
     shape, size = (600, 400), 2 * SIZE  # stored it takes half, and is no small tensor all the same
     saved = {name: tf.Variable(tf.ones(shape, tf.float16)) for name in ("plain", "other")}
     prefix = tf.train.Checkpoint(**saved).write(str(tmp_path / "ckpt"))

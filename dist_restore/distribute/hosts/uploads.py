@@ -18,7 +18,7 @@ from dist_restore.engine.ledger import Ledger
 from dist_restore.engine.reading import Value
 from dist_restore.targets.assigner import Assigned, Assigner, checksum
 from dist_restore.tf_internals import host_memory
-from dist_restore.tf_internals.host_memory import Blank
+from dist_restore.tf_internals.host_memory import HostBuffer
 
 
 class _Parcel(NamedTuple):
@@ -68,11 +68,10 @@ class Sender:
 
     def _parcels(self, value: Value, assigner: Assigner, variable: tf.Variable) -> Iterator[_Parcel]:
         name = value.entry.target
-        blank = value.value if isinstance(value.value, Blank) else None
-        array = value.value.array if isinstance(value.value, Blank) else value.value
-        for share, numbers in _alike(assigner.shares(variable, array)):
-            filled = blank is not None and share is array
-            tensor = blank.tensor if blank and filled else host_memory.to_tensor(share, variable.dtype)
+        whole = value.buffer
+        for share, numbers in _alike(assigner.shares(variable, whole.array)):
+            buffer = whole if share is whole.array else HostBuffer(share)
+            tensor = host_memory.tensor_of(buffer, variable.dtype)
             mark = fingerprint(tensor)
             for host in self._receivers[name]:
                 there = tuple(n for n in self._holdings[name].on(host) if n in numbers)
@@ -105,6 +104,5 @@ def _alike(shares: Sequence[np.ndarray]) -> list[tuple[np.ndarray, frozenset[int
 
 def row_of(value: Value) -> Assigned:
     """What the report says of a value that was sent."""
-    array = value.value.array if isinstance(value.value, Blank) else value.value
-    crc = checksum(array) if value.crc32c is None else value.crc32c
+    crc = checksum(value.buffer.array) if value.crc32c is None else value.crc32c
     return Assigned(value.entry.target, (crc,), value.entry.bytes, crc)

@@ -24,9 +24,8 @@ from dist_restore.distribute.messaging.liveness import BrokenExchangeError, tick
 from dist_restore.distribute.shared.schedule import FLIGHT, TRAILER, Part, Schedule, parts_by_round
 from dist_restore.engine.chunks import PIECE
 from dist_restore.engine.pipeline import Pending
-from dist_restore.engine.reading import Value, Values, memory_for
+from dist_restore.engine.reading import Value, Values, buffer_for
 from dist_restore.planning.entries import PlanEntry
-from dist_restore.tf_internals.host_memory import Blank
 
 Assign: TypeAlias = Callable[[Values], None]
 
@@ -163,8 +162,7 @@ class _Outbox:
                 self._read = pending.result()
         # One by one, so that the memory of each is held by its user alone.
         value = self._read.pop(0)
-        array = value.value.array if isinstance(value.value, Blank) else value.value
-        return _Sent(entry, bytes_of(np.ascontiguousarray(array)), value)
+        return _Sent(entry, bytes_of(np.ascontiguousarray(value.buffer.array)), value)
 
 
 class _Sent:
@@ -226,9 +224,8 @@ class _Received:
     """A value of another worker that is coming in."""
 
     def __init__(self, entry: PlanEntry) -> None:
-        self._entry, self._memory = entry, memory_for(entry)
-        array = self._memory.array if isinstance(self._memory, Blank) else self._memory
-        self._data, self._trailer = bytes_of(array), np.empty(TRAILER, np.uint8)
+        self._entry, self._buffer = entry, buffer_for(entry)
+        self._data, self._trailer = bytes_of(self._buffer.array), np.empty(TRAILER, np.uint8)
 
     def read(self, part: Part, bucket: np.ndarray) -> None:
         for data, begin, end, at in _pieces(part, self._data, self._trailer):
@@ -242,7 +239,7 @@ class _Received:
                 "the network or a memory is faulty. Restore again.",
                 names=(self._entry.target,),
             )
-        return Value(self._entry, self._memory, crc)
+        return Value(self._entry, self._buffer, crc)
 
 
 def _pieces(part: Part, data: np.ndarray, trailer: np.ndarray) -> Iterator[tuple[np.ndarray, int, int, int]]:

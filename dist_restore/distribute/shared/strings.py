@@ -13,6 +13,7 @@ from dist_restore.core.errors import RestoreError
 from dist_restore.engine.reading import Value, Values, read_whole, transform
 from dist_restore.engine.units import Unit
 from dist_restore.planning.entries import PlanEntry
+from dist_restore.tf_internals.host_memory import HostBuffer
 
 
 def is_string(unit: Unit) -> bool:
@@ -47,4 +48,4 @@ def parse_strings(units: Sequence[Unit], data: bytes) -> Values:
 def _value(entry: PlanEntry, items: Sequence[str]) -> Value:
     array = np.empty(entry.spec.elements, object)
     array[:] = [base64.b64decode(item) for item in items]
-    return Value(entry, array.reshape(entry.spec.shape), None)
+    return Value(entry, HostBuffer(array.reshape(entry.spec.shape)), None)

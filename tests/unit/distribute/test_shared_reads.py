@@ -21,6 +21,7 @@ from dist_restore.engine.pipeline import Pending, Started
 from dist_restore.engine.reading import Value, Values
 from dist_restore.engine.units import Unit, make_units
 from dist_restore.planning.entries import PlanEntry, Status
+from dist_restore.tf_internals.host_memory import HostBuffer
 from fake_cluster import in_phase, run_workers
 
 KB = 1 << 10
@@ -65,7 +66,7 @@ def run(values: dict[str, np.ndarray], world: int, readers: list[int], trouble: 
         for unit in schedule.lane(rank).units:
             if (trouble or {}).get(rank) == unit.entries[0].target:
                 raise OSError(f"cannot read {unit.entries[0].target}")
-            yield pending([Value(entry, values[entry.target], None) for entry in unit.entries])
+            yield pending([Value(entry, HostBuffer(values[entry.target]), None) for entry in unit.entries])
 
     def program(communicator: ClusterCommunicator) -> bool:
         def assign(items: Values) -> None:
@@ -73,8 +74,7 @@ def run(values: dict[str, np.ndarray], world: int, readers: list[int], trouble: 
                 value = items.pop(0)
                 if (trouble or {}).get(communicator.rank) == f"assign {value.entry.target}":
                     raise OSError("cannot assign")
-                array = getattr(value.value, "array", value.value)
-                got[communicator.rank][value.entry.target] = np.array(array)
+                got[communicator.rank][value.entry.target] = np.array(value.buffer.array)
 
         exchange = communicator.exchange(readers)
         rank = communicator.rank
@@ -134,7 +134,9 @@ def test_a_bit_that_flips_on_the_way_is_found_before_its_value_is_assigned() -> 
     values = {f"v{n}": np.arange(10_000, dtype=np.float32) for n in range(2)}
     schedule = make_schedule(make(values), [0, 1], 2, BUDGET)
     assigned: list[str] = []
-    own = iter([pending([Value(p.entry, values[p.entry.target], None)]) for p in schedule.lane(0).placements])
+    own = iter(
+        [pending([Value(p.entry, HostBuffer(values[p.entry.target]), None)]) for p in schedule.lane(0).placements]
+    )
 
     def assign(items: Values) -> None:
         assigned.extend(item.entry.target for item in items)
@@ -172,7 +174,7 @@ def test_a_large_value_sets_out_while_it_is_read_and_is_assigned_only_once_it_is
         def finish() -> Values:
             if damaged:
                 raise dr.CheckpointCorruptError("tensor 'large': its checksum differs", names=("large",))
-            return [Value(schedule.lanes[0].placements[0].entry, memory, None)]
+            return [Value(schedule.lanes[0].placements[0].entry, HostBuffer(memory), None)]
 
         def read_the_rest() -> None:
             sent.wait(10)
@@ -194,7 +196,7 @@ def test_a_large_value_sets_out_while_it_is_read_and_is_assigned_only_once_it_is
 
         def assign(items: Values) -> None:
             for item in items:
-                assert np.array_equal(getattr(item.value, "array", item.value), value)
+                assert np.array_equal(item.buffer.array, value)
             got[rank] += [item.entry.target for item in items]
             items.clear()
 
