@@ -18,8 +18,8 @@ import tensorflow as tf
 from dist_restore.distribute.messaging.exchange import CollectiveExchange, Exchange, LocalExchange, keys_of
 from dist_restore.distribute.messaging.protocol import ClusterCommunicator
 
-# All workers restore equally often, so that they agree on the name of each talk without talking.
-_TALKS = itertools.count()
+# All workers restore equally often, so that they agree on the name of each session without asking each other.
+_SESSIONS = itertools.count()
 
 
 class Communicator(Protocol):
@@ -68,12 +68,12 @@ class Communicator(Protocol):
         """
 
     def __enter__(self) -> Communicator:
-        """Begins the talk."""
+        """Begins the session."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the talk."""
+        """Ends the session."""
 
 
 class LocalCommunicator:
@@ -124,13 +124,13 @@ def communicator_for(strategy: tf.distribute.Strategy, timeout: float = 600.0) -
     # Here and not above, for it imports what TF does not promise: whoever trains alone need not have it.
     from dist_restore.distribute.messaging.coordination import CoordinationService
 
-    talk = next(_TALKS)
-    keys = keys_of(talk)
+    session = next(_SESSIONS)
+    keys = keys_of(session)
     return ClusterCommunicator(
         CoordinationService(tasks),
         rank,
         len(tasks),
-        name=f"dist_restore/{talk}",
+        name=f"dist_restore/{session}",
         timeout=timeout,
         exchange=lambda senders: CollectiveExchange(tasks, rank, senders, keys),
     )

@@ -20,7 +20,7 @@ FASTEST_EXCHANGE = 1e9
 # Slower is hardly any network of today (1 Gb/s): where sharing wins even so, it need not be measured either.
 SLOWEST_EXCHANGE = 1e8
 # Agreeing on the plan and on who reads what: a dozen times the chief hears all workers, at 0.3 ms a message.
-_TALK_SECONDS, _TALK_SECONDS_PER_WORKER = 0.05, 0.004
+_MESSAGES_SECONDS, _MESSAGES_SECONDS_PER_WORKER = 0.05, 0.004
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ def forecast(load: Load, world_size: int, rates: Rates) -> tuple[Forecast, ...]:
 
 
 def _forecast(mode: Reads, load: Load, world_size: int, storage: float, exchange: float) -> Forecast:
-    talk = _TALK_SECONDS + _TALK_SECONDS_PER_WORKER * world_size if world_size > 1 else 0.0
-    return Forecast(mode, storage, exchange, talk + max(storage, exchange, load.made / _HANDLING))
+    messages = _MESSAGES_SECONDS + _MESSAGES_SECONDS_PER_WORKER * world_size if world_size > 1 else 0.0
+    return Forecast(mode, storage, exchange, messages + max(storage, exchange, load.made / _HANDLING))
 
 
 def _gather_seconds(load: Load, world_size: int, rates: Rates) -> float:

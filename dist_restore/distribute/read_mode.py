@@ -43,20 +43,20 @@ class View:
     seconds: float
 
 
-def choose_reading(talk: Communicator, wanted: Reads, view: View) -> Reading:
+def choose_reading(communicator: Communicator, wanted: Reads, view: View) -> Reading:
     """What all workers do, the same for all: the chief decides.
 
     Args:
-      talk: with the other workers.
+      communicator: to the other workers.
       wanted: the option.
       view: of this worker.
     """
-    if talk.world_size == 1:
+    if communicator.world_size == 1:
         return Reading(Reads.EVERY_WORKER, "there is one worker, which reads all that the plan needs", (0,))
-    mode, reason = (wanted, "it was asked for") if wanted is not Reads.AUTO else _automatic(talk, view)
-    readers = {Reads.EVERY_WORKER: tuple(range(talk.world_size)), Reads.CHIEF: (0,)}.get(mode, view.readers)
-    order = _file_order(view) if talk.rank == 0 else ()
-    return Reading.unpack(talk.broadcast(Reading(mode, reason, readers, order).pack(), _PHASE))
+    mode, reason = (wanted, "it was asked for") if wanted is not Reads.AUTO else _automatic(communicator, view)
+    readers = {Reads.EVERY_WORKER: tuple(range(communicator.world_size)), Reads.CHIEF: (0,)}.get(mode, view.readers)
+    order = _file_order(view) if communicator.rank == 0 else ()
+    return Reading.unpack(communicator.broadcast(Reading(mode, reason, readers, order).pack(), _PHASE))
 
 
 def _file_order(view: View) -> tuple[int, ...]:
@@ -65,40 +65,42 @@ def _file_order(view: View) -> tuple[int, ...]:
     return tuple(numbers[id(item.unit)] for item in locate(view.units, view.source))
 
 
-def _automatic(talk: Communicator, view: View) -> _Choice:
+def _automatic(communicator: Communicator, view: View) -> _Choice:
     if view.readers == (0,):
         return Reads.CHIEF, "only the chief sees the files, or nothing proves that those of others are the same"
-    blind = sorted(set(range(talk.world_size)) - set(view.readers))
+    blind = sorted(set(range(communicator.world_size)) - set(view.readers))
     if blind:
         return Reads.SHARDED, f"worker(s) {', '.join(map(str, blind))} do not see the files"
     load = load_of(view.units)
     if load.read < _LITTLE:
         return Reads.EVERY_WORKER, f"{human_bytes(load.read)} is too little to share"
-    return _measured(talk, view, load)
+    return _measured(communicator, view, load)
 
 
-def _measured(talk: Communicator, view: View, load: Load) -> _Choice:
+def _measured(communicator: Communicator, view: View, load: Load) -> _Choice:
     assert view.source is not None
     local = are_local(view.source.index().paths)
-    talk.gather(b"", _PHASE)  # all begin at once: storage that is shared must be asked by all at the same time
-    with talk.phase(_PHASE):
-        rate = storage_rate(view.units, view.source, talk.rank, talk.world_size, load.read)
-    found = [Measured.unpack(data) for data in talk.gather(Measured(rate, local).pack(), _PHASE)]
+    communicator.gather(b"", _PHASE)  # all begin at once: storage that is shared must be asked by all at the same time
+    with communicator.phase(_PHASE):
+        rate = storage_rate(view.units, view.source, communicator.rank, communicator.world_size, load.read)
+    found = [Measured.unpack(data) for data in communicator.gather(Measured(rate, local).pack(), _PHASE)]
     slowest, local = min(m.storage for m in found), all(m.local for m in found)
     if not slowest:
         mode = Reads.EVERY_WORKER if local else Reads.SHARDED
         return mode, f"the storage is {'local' if local else 'remote'}; no sample of it could be read"
-    if is_fast(load, talk.world_size, slowest):
+    if is_fast(load, communicator.world_size, slowest):
         return Reads.EVERY_WORKER, f"every worker reads {human_bytes(slowest)}/s, which no exchange would beat"
-    rates = Rates(slowest, slowest * talk.world_size, SLOWEST_EXCHANGE, passes=2 if local else 1)
-    forecasts = forecast(load, talk.world_size, rates)
+    rates = Rates(slowest, slowest * communicator.world_size, SLOWEST_EXCHANGE, passes=2 if local else 1)
+    forecasts = forecast(load, communicator.world_size, rates)
     if best(forecasts, usual=Reads.EVERY_WORKER).mode is Reads.SHARDED:
         return Reads.SHARDED, f"{_explain(forecasts, rates)}; the exchange was not measured, and is hardly slower"
-    with talk.phase(_PHASE):
-        passed = exchange_rate(talk.exchange(view.readers), talk.world_size, view.memory_budget, view.seconds)
-    network = min(json.loads(data) for data in talk.gather(json.dumps(passed).encode(), _PHASE))
+    with communicator.phase(_PHASE):
+        passed = exchange_rate(
+            communicator.exchange(view.readers), communicator.world_size, view.memory_budget, view.seconds
+        )
+    network = min(json.loads(data) for data in communicator.gather(json.dumps(passed).encode(), _PHASE))
     rates = dataclasses.replace(rates, exchange_each=network)
-    forecasts = forecast(load, talk.world_size, rates)
+    forecasts = forecast(load, communicator.world_size, rates)
     chosen = best(forecasts, usual=Reads.EVERY_WORKER if local else Reads.SHARDED)
     return chosen.mode, _explain(forecasts, rates)
 

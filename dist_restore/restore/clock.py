@@ -14,11 +14,11 @@ class PhaseClock:
     """Times the phases that all workers go through together.
 
     Args:
-      talk: with the other workers.
+      communicator: to the other workers.
     """
 
-    def __init__(self, talk: Communicator) -> None:
-        self._talk = talk
+    def __init__(self, communicator: Communicator) -> None:
+        self._communicator = communicator
         self._seconds: list[tuple[str, float]] = []
 
     @contextlib.contextmanager
@@ -29,12 +29,12 @@ class PhaseClock:
           name: of the phase, for errors and for the report.
           nbytes: how much is read or sent meanwhile.
         """
-        with self.timed(name), self._talk.phase(name, nbytes):
+        with self.timed(name), self._communicator.phase(name, nbytes):
             yield
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """What follows belongs to a phase, and talks by itself."""
+        """What follows belongs to a phase, and sends by itself."""
         start = time.perf_counter()
         yield
         self._seconds.append((name, time.perf_counter() - start))
@@ -42,5 +42,5 @@ class PhaseClock:
     def chiefs(self) -> PhaseSeconds:
         """The chief's seconds, for the report is the same on all workers. Called by all workers."""
         lines = "\n".join(f"{name} {taken!r}" for name, taken in self._seconds)
-        text = self._talk.broadcast(lines.encode(), "report").decode()
+        text = self._communicator.broadcast(lines.encode(), "report").decode()
         return PhaseSeconds(tuple((name, float(taken)) for name, taken in map(str.split, text.splitlines())))

@@ -40,7 +40,7 @@ def refuse_shared_iterators(entries: Sequence[PlanEntry], world_size: int) -> No
 
 
 def restore_objects(
-    entries: Sequence[PlanEntry], objects: Mapping[str, object], source: Source | None, talk: Communicator
+    entries: Sequence[PlanEntry], objects: Mapping[str, object], source: Source | None, communicator: Communicator
 ) -> None:
     """Restores objects from the entries that say from where.
 
@@ -48,7 +48,7 @@ def restore_objects(
       entries: of objects that are filled.
       objects: the live objects by the names of the targets.
       source: the checkpoint; the chief's is used.
-      talk: with the other workers.
+      communicator: to the other workers.
 
     Raises:
       RestoreError: an object does not take its state; all have the state that they had.
@@ -60,15 +60,15 @@ def restore_objects(
     data = b""
     with ExitStack() as stack:
         # TensorFlow's ways of saving are taken here, so that what cannot be undone is not begun.
-        with talk.phase("check"):
+        with communicator.phase("check"):
             stack.enter_context(undone_on_failure(live))
-        with talk.phase("assign"):
-            if talk.rank == 0:
-                data = _restore_own(entries, live, source, sends=talk.world_size > 1)
-        if talk.world_size > 1:
-            data = talk.broadcast(data, "assign", len(data))
-            with talk.phase("assign", len(data)):
-                if talk.rank:
+        with communicator.phase("assign"):
+            if communicator.rank == 0:
+                data = _restore_own(entries, live, source, sends=communicator.world_size > 1)
+        if communicator.world_size > 1:
+            data = communicator.broadcast(data, "assign", len(data))
+            with communicator.phase("assign", len(data)):
+                if communicator.rank:
                     unpack(live, data)
 
 

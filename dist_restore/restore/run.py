@@ -67,23 +67,23 @@ class RestoreRun:
     ) -> None:
         self._target, self._given, self._strategy = target, strategy, guess_strategy(target, strategy)
         self._read_rules, self._config = read_rules, config
-        self._talk = communicator_for(self._strategy, config.timeout)
-        self._clock = PhaseClock(self._talk)
+        self._communicator = communicator_for(self._strategy, config.timeout)
+        self._clock = PhaseClock(self._communicator)
         self._open_files = ExitStack()
 
     def plan(self, path: Paths) -> RestorePlan:
         """See `DistributedRestorer.plan`."""
-        with self._open_files, self._talk:
+        with self._open_files, self._communicator:
             targets, rules = self._find()
             decision, _ = self._decide(path, None, targets, rules)
-            if self._talk.world_size > 1:  # what one process planned out of its own variables is of these
+            if self._communicator.world_size > 1:  # what one process planned out of its own variables is of these
                 with self._clock.phase("agree"):
                     require_targets(decision.plan, targets.index)
             return decision.plan
 
     def restore(self, path: Paths, given: RestorePlan | None) -> RestoreReport:
         """See `DistributedRestorer.restore` and `apply`."""
-        with self._open_files, self._talk:
+        with self._open_files, self._communicator:
             targets, rules = self._find()
             decision, source = self._decide(path, given, targets, rules)
             source, said = self._agree(decision, given, targets, source)
@@ -118,15 +118,15 @@ class RestoreRun:
         mine: Decision | None = None
         source: Source | None = None
         with self._clock.phase("resolve"):
-            if self._talk.rank == 0:
+            if self._communicator.rank == 0:
                 resolved = resolve_path(path)
                 source = self._open(resolved)
                 mine = Decision(resolved, given or resolve(source.index(), targets.index, rules, self._options()))
-        if mine is not None and self._talk.world_size == 1:
+        if mine is not None and self._communicator.world_size == 1:
             return mine, source
         with self._clock.phase("broadcast"):
             packed = mine.pack() if mine is not None else b""
-        data = self._talk.broadcast(packed, "broadcast", len(packed))
+        data = self._communicator.broadcast(packed, "broadcast", len(packed))
         with self._clock.phase("broadcast"):
             decision = Decision.unpack(data)
         return decision, source
@@ -149,10 +149,10 @@ class RestoreRun:
         """What each worker says of the decision, and the files that it sees."""
         with self._clock.phase("agree"):
             source = source or self._look(decision.path)
-            mine = acknowledge(decision.plan, given, targets.index, source, self._config, self._talk.world_size)
-            if self._config.log_dir and self._talk.rank == 0:
+            mine = acknowledge(decision.plan, given, targets.index, source, self._config, self._communicator.world_size)
+            if self._config.log_dir and self._communicator.rank == 0:
                 tensorboard.require_writable(self._config.log_dir)
-        said = tuple(Acknowledgement.unpack(data) for data in self._talk.gather(mine.pack(), "agree"))
+        said = tuple(Acknowledgement.unpack(data) for data in self._communicator.gather(mine.pack(), "agree"))
         with self._clock.phase("agree"):
             require_alike(mine, said[0], decision.path)
         return source, said
@@ -172,8 +172,8 @@ class RestoreRun:
         with self._clock.timed("choose"):
             readers = tuple(rank for rank, a in enumerate(said) if a.identity and (rank == 0 or a.may_read))
             view = View(units, source, readers, self._config.memory_budget, self._config.timeout)
-            reading = choose_reading(self._talk, self._config.reads, view)
-        if self._talk.rank == 0 and self._talk.world_size > 1:
+            reading = choose_reading(self._communicator, self._config.reads, view)
+        if self._communicator.rank == 0 and self._communicator.world_size > 1:
             logging.info("dist_restore: reads=%s, because %s", reading.mode.value, reading.reason)
         return reading
 
@@ -182,7 +182,7 @@ class RestoreRun:
         with self._clock.phase("choose"):
             limits = Limits(self._config.memory_budget, self._config.timeout)
             remote = Remote(units, source, dict(targets.handles), Assigner(self._strategy), limits)
-        if self._talk.world_size > 1 and remote.is_needed:
+        if self._communicator.world_size > 1 and remote.is_needed:
             raise RestoreError("Variables of a cluster of several programs are on devices of other programs.")
         return remote
 
@@ -201,7 +201,7 @@ class RestoreRun:
         keeps = keeps and reading.mode is Reads.EVERY_WORKER  # else others may assign it
         size = sum([r.spec.nbytes for u in units for r in u.reads])
         with self._clock.phase("check", size):
-            if source is not None and self._talk.rank in reading.readers and _is_local(source):
+            if source is not None and self._communicator.rank in reading.readers and _is_local(source):
                 with during("read"), self._progress("check", size) as bar:
                     checked = check_sources(units, source, bar, self._config.memory_budget, keeps=keeps)
         return checked
@@ -218,7 +218,7 @@ class RestoreRun:
         """Tables and iterators; gives their names."""
         entries = filled_objects(plan.entries)
         with self._clock.timed("assign"):
-            restore_objects(entries, dict(targets.objects), source, self._talk)
+            restore_objects(entries, dict(targets.objects), source, self._communicator)
         return tuple(e.target for e in entries)
 
     def _assign(
@@ -254,13 +254,15 @@ class RestoreRun:
         ordered = [units[number] for number in reading.order]
         self._assign_strings([unit for unit in ordered if is_string(unit)], source, ledger)
         ordered = [unit for unit in ordered if not is_string(unit)]
-        schedule = make_schedule(ordered, reading.readers, self._talk.world_size, self._config.memory_budget // 2)
+        schedule = make_schedule(
+            ordered, reading.readers, self._communicator.world_size, self._config.memory_budget // 2
+        )
         largest = max((unit.nbytes for unit in ordered), default=0)
         limits = Limits(self._config.memory_budget, scaled(self._config.timeout, largest))
-        exchange = self._talk.exchange(reading.readers)
+        exchange = self._communicator.exchange(reading.readers)
         with self._clock.phase("assign", size):
             live_of = live_values(ordered, ledger)
-            done = assign_shared(schedule, self._talk.rank, source, ledger, live_of, exchange, limits)
+            done = assign_shared(schedule, self._communicator.rank, source, ledger, live_of, exchange, limits)
         if not done:
             raise RestoreError(f"internal: another worker stopped, and nobody said why. {ledger.changed()}")
 
@@ -269,9 +271,9 @@ class RestoreRun:
             return
         data = b""
         with self._clock.phase("read"):
-            if source is not None and self._talk.rank == 0:
+            if source is not None and self._communicator.rank == 0:
                 data = read_strings(units, source)
-        data = self._talk.broadcast(data, "read", len(data))
+        data = self._communicator.broadcast(data, "read", len(data))
         with self._clock.phase("assign"), ledger.accounting():
             ledger.assign(parse_strings(units, data))
 
@@ -283,9 +285,9 @@ class RestoreRun:
         here = remote.only_local(assigned)
         with self._clock.phase("verify", sum(a.nbytes for a in here)):
             verify_replicas(here, dict(targets.handles), self._assigner())
-        if self._talk.world_size > 1:
+        if self._communicator.world_size > 1:
             mine = sorted((a.name, a.crc32c) for a in here)
-            chiefs = self._talk.broadcast(np.array([crc for _, crc in mine], "<u4").tobytes(), "verify")
+            chiefs = self._communicator.broadcast(np.array([crc for _, crc in mine], "<u4").tobytes(), "verify")
             with self._clock.phase("verify"):
                 require_equal(mine, np.frombuffer(chiefs, "<u4").tolist())
         if remote.is_needed:
@@ -302,7 +304,7 @@ class RestoreRun:
         targets: Targets,
     ) -> RestoreReport:
         read = remote.bytes_read + (source.bytes_read if source else 0)
-        counts = self._talk.gather(str(read).encode(), "report")
+        counts = self._communicator.gather(str(read).encode(), "report")
         report = RestoreReport(
             plan=plan,
             seconds=self._clock.chiefs(),
@@ -312,23 +314,23 @@ class RestoreRun:
             verify=self._config.verify.value,
             verified=self._config.verify is not Verify.NONE,
             hashes=tuple(sorted((a.name, f"{a.crc32c:08x}") for a in assigned)),
-            world_size=self._talk.world_size,
+            world_size=self._communicator.world_size,
             formats=self._chiefs_formats(source),
         )
-        with self._talk.phase("report"):
-            if self._talk.rank == 0:
+        with self._communicator.phase("report"):
+            if self._communicator.rank == 0:
                 announce(report, self._config.log_dir, dict(targets.handles), self._assigner())
         return report
 
     def _chiefs_formats(self, source: Source | None) -> tuple[str, ...]:
         mine = " ".join(source.index().formats) if source else ""
-        return tuple(self._talk.broadcast(mine.encode(), "report").decode().split())
+        return tuple(self._communicator.broadcast(mine.encode(), "report").decode().split())
 
     def _assigner(self) -> Assigner:
-        return Assigner(self._strategy, self._talk.rank, self._talk.world_size)
+        return Assigner(self._strategy, self._communicator.rank, self._communicator.world_size)
 
     def _progress(self, title: str, total: int) -> AbstractContextManager[Progress]:
-        enabled = self._config.progress if self._talk.rank == 0 else False
+        enabled = self._config.progress if self._communicator.rank == 0 else False
         return progress(total, enabled, title)
 
 

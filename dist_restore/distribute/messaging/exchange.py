@@ -19,8 +19,8 @@ from dist_restore.distribute.messaging.liveness import BrokenExchangeError, in_t
 
 # Keys of collectives count from 1 in TensorFlow, so nobody else gets here ("dr").
 _GROUP_KEY = 0x6472_0000
-# Talks before keys of collectives come again, and collectives in one talk: 10 TB in buckets of 4 MB on 4 workers.
-_TALKS, _KEYS_PER_TALK = 1 << 10, 1 << 20
+# Sessions before keys of collectives come again, and collectives in one session: 10 TB in buckets of 4 MB on 4 workers.
+_SESSIONS, _KEYS_PER_SESSION = 1 << 10, 1 << 20
 
 
 class Round(NamedTuple):
@@ -61,9 +61,9 @@ class LocalExchange:
         return future
 
 
-def keys_of(talk: int) -> Iterator[int]:
-    """Keys for the collectives of a talk, two for each round; of its number, which is the same on all workers."""
-    return itertools.count(talk % _TALKS * _KEYS_PER_TALK, 2)
+def keys_of(session: int) -> Iterator[int]:
+    """Keys for the collectives of a session, two for each round; of its number, which is the same on all workers."""
+    return itertools.count(session % _SESSIONS * _KEYS_PER_SESSION, 2)
 
 
 class CollectiveExchange:
@@ -76,8 +76,8 @@ class CollectiveExchange:
       tasks: device names of all workers, by rank, such as `/job:worker/replica:0/task:1`.
       rank: this worker.
       senders: ranks that send bytes.
-      keys: of this talk (`keys_of`), from which all its exchanges take: TensorFlow remembers under each key the shape
-        that it was first used with, and another shape is an error.
+      keys: of this session (`keys_of`), from which all its exchanges take: TensorFlow remembers under each key the
+        shape that it was first used with, and another shape is an error.
     """
 
     def __init__(self, tasks: Sequence[str], rank: int, senders: Sequence[int], keys: Iterator[int]) -> None:

@@ -78,7 +78,7 @@ def _workers(ranks: tuple[int, ...]) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """One step of the talk: payloads, or the failure that ends it.
+    """One step of the session: payloads, or the failure that ends it.
 
     Attributes:
       phase: what its sender is doing.

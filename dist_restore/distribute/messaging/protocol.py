@@ -42,7 +42,7 @@ class ClusterCommunicator:
       store: where messages are left.
       rank: this worker.
       world_size: number of workers.
-      name: what this talk is called in the store: the same on all workers, and never used before.
+      name: what this session is called in the store: the same on all workers, and never used before.
       timeout: seconds that any one wait may take when no bytes are at stake.
       exchange: makes what passes tensors' bytes, for the ranks that send any.
     """
@@ -93,7 +93,7 @@ class ClusterCommunicator:
         self.gather(b"", name, nbytes)
 
     def close(self) -> None:
-        """Ends the talk. The chief, whose process holds the store, stays until all others have read everything."""
+        """Ends the session. The chief, whose process holds the store, stays until all others have read everything."""
         if self._closed:
             return
         self._begin("end")
