@@ -11,7 +11,7 @@ import numpy as np
 from dist_restore.checkpoints.reader import DirectSource, Source
 from dist_restore.distribute.messaging.exchange import Exchange
 from dist_restore.distribute.messaging.liveness import BrokenExchangeError, ticks
-from dist_restore.distribute.shared.schedule import FLIGHT, bucket_size
+from dist_restore.distribute.shared.schedule import IN_FLIGHT, bucket_size
 from dist_restore.engine.reading import locate
 from dist_restore.engine.units import Unit
 
@@ -21,7 +21,7 @@ _LEAST, _MOST = 8 * (16 << 10), 16 << 20
 # Of all bytes that are read, so much may be read by all workers together to learn the rate.
 _SHARE = 0.02
 # As many at once as shared reads have under way: one after the other they pass a third of that.
-_ROUNDS = FLIGHT
+_ROUNDS = IN_FLIGHT
 _SAMPLE_BUCKET = 1 << 20
 
 

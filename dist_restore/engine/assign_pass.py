@@ -17,7 +17,7 @@ from dist_restore.engine.pipeline import stream
 from dist_restore.engine.prefetch import prefetched_work
 from dist_restore.engine.reading import LiveOf, Located, Value, locate, make_works
 from dist_restore.engine.units import Unit
-from dist_restore.tf_internals.buffer_pool import Spares
+from dist_restore.tf_internals.buffer_pool import BufferPool
 
 
 def assign_units(
@@ -45,16 +45,16 @@ def assign_units(
     same = checked is not None and checked.units == units
     located = checked.located if checked is not None and same else locate(units, source)
     share = Share.of(located, memory_budget)
-    spares = Spares(share.waiting, share.alone if _all_leave_memory(located, share.alone, ledger) else None)
+    pool = BufferPool(share.pooled, share.alone if _all_leave_memory(located, share.alone, ledger) else None)
     prefetched = checked.prefetched if checked is not None else None
     first = [prefetched_work(prefetched) for item in located if prefetched is not None and item.unit is prefetched.unit]
     rest = [item for item in located if prefetched is None or item.unit is not prefetched.unit]
-    works = itertools.chain(first, make_works(rest, source, live_of, spares.take))
+    works = itertools.chain(first, make_works(rest, source, live_of, pool.take))
     # On storage behind a network a read may take long, and no signal is heard meanwhile.
     helps = are_local(source.index().paths)
     with ledger.accounting(), contextlib.closing(stream(works, share.ahead, helps=helps)) as results:
         for values in _reading(results):
-            ledger.assign(values, spares)
+            ledger.assign(values, pool)
     release_scratch()
 
 

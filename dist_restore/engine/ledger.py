@@ -17,7 +17,7 @@ from dist_restore.ops import Live
 from dist_restore.planning.entries import PlanEntry
 from dist_restore.targets.assigner import Assigned, Assigner, Write, checksum
 from dist_restore.tf_internals.batched import together
-from dist_restore.tf_internals.buffer_pool import Spares
+from dist_restore.tf_internals.buffer_pool import BufferPool
 
 
 class Ledger:
@@ -28,13 +28,13 @@ class Ledger:
         self._touched: dict[str, None] = {}
         self.assigned: list[Assigned] = []
 
-    def assign(self, values: list[Value], spares: Spares | None = None) -> None:
-        """Assigns values, in their order; the list is empty afterwards. `spares` gets the memory of large old ones."""
+    def assign(self, values: list[Value], pool: BufferPool | None = None) -> None:
+        """Assigns values, in their order; the list is empty afterwards. `pool` gets the memory of large old ones."""
         with during("assign"):
             # Each is let go before the next one is assigned: its memory is the variable's now.
             for group in together(values, _small):
                 self._touched.update(dict.fromkeys(value.entry.target for value in group))
-                self.assigned += self._assign(group, spares)
+                self.assigned += self._assign(group, pool)
                 self._progress.advance(sum(value.entry.bytes for value in group), group[-1].entry.target)
                 del group
 
@@ -42,9 +42,9 @@ class Ledger:
         """Says that variables may change from now on."""
         self._touched.update(dict.fromkeys(names))
 
-    def _assign(self, group: Sequence[Value], spares: Spares | None) -> list[Assigned]:
+    def _assign(self, group: Sequence[Value], pool: BufferPool | None) -> list[Assigned]:
         writes = [Write(self.handles[v.entry.target], v.buffer, _crc(v)) for v in group]
-        found = self.assigner.assign_many(writes, spares)
+        found = self.assigner.assign_many(writes, pool)
         return [
             Assigned(v.entry.target, checksums, v.entry.bytes, write.crc32c)
             for v, write, checksums in zip(group, writes, found, strict=True)

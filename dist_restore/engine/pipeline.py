@@ -52,7 +52,7 @@ class _Queued(NamedTuple):
     brief: bool
 
 
-class _Crew:
+class _ThreadPool:
     """Threads that do tasks, first come, first served; and the consumer, who does brief ones where it would wait.
 
     Two threads and a consumer that waits and assigns are three on two cores: 1.3 GB took 0.46 s so, and 0.41 with one
@@ -71,7 +71,7 @@ class _Crew:
         self._first = max(1, count - helped)
 
     def start(self) -> None:
-        """Starts the threads; apart from making the crew, so that whoever is interrupted meanwhile can close it."""
+        """Starts the threads; apart from making the pool, so that whoever is interrupted meanwhile can close it."""
         for _ in range(self._first):
             self._grow()
 
@@ -148,19 +148,19 @@ def _do(future: _Future, task: Task) -> BaseException | None:
 
 
 class Pending(Generic[Result]):
-    """Work that is being done; by the caller too, where it waits and there is a `crew` to help."""
+    """Work that is being done; by the caller too, where it waits and there is a `pool` to help."""
 
     def __init__(
-        self, started: Started[Result], futures: list[_Future], nbytes: int, crew: _Crew | None = None
+        self, started: Started[Result], futures: list[_Future], nbytes: int, pool: _ThreadPool | None = None
     ) -> None:
         self._started: Started[Result] | None = started
-        self._futures, self.nbytes, self._crew = futures, nbytes, crew
+        self._futures, self.nbytes, self._pool = futures, nbytes, pool
         self.memory = started.memory
 
     def wait(self, number: int) -> None:
         """Waits for one task; raises what it raised."""
-        if self._crew is not None:
-            self._crew.help(self._futures[number])
+        if self._pool is not None:
+            self._pool.help(self._futures[number])
         self._futures[number].result()
 
     def result(self) -> Result:
@@ -226,32 +226,32 @@ def stream_pending(
 
     Each must be waited for (`Pending.result`) before the next one is asked for.
     """
-    with contextlib.closing(_Crew(threads or thread_count(), helped=helps)) as crew:
-        crew.start()
-        flight = _Flight[Result](crew, helps=helps)
+    with contextlib.closing(_ThreadPool(threads or thread_count(), helped=helps)) as pool:
+        pool.start()
+        in_flight = _InFlight[Result](pool, helps=helps)
         for work in works:
-            while flight.nbytes and flight.nbytes + work.nbytes > budget:
-                yield from flight.land()
-            flight.start(work)
-        while flight.waiting:
-            yield from flight.land()
+            while in_flight.nbytes and in_flight.nbytes + work.nbytes > budget:
+                yield from in_flight.oldest()
+            in_flight.start(work)
+        while in_flight.waiting:
+            yield from in_flight.oldest()
 
 
-class _Flight(Generic[Result]):
+class _InFlight(Generic[Result]):
     """Work that was started and not consumed yet."""
 
-    def __init__(self, crew: _Crew, *, helps: bool) -> None:
+    def __init__(self, pool: _ThreadPool, *, helps: bool) -> None:
         self.waiting: collections.deque[Pending[Result]] = collections.deque()
         self.nbytes = 0
-        self._crew, self._helps = crew, helps
+        self._pool, self._helps = pool, helps
 
     def start(self, work: Work[Result]) -> None:
         started = work.start()
-        futures = [self._crew.submit(task, brief=started.brief) for task in started.tasks]
-        self.waiting.append(Pending(started, futures, work.nbytes, self._crew if self._helps else None))
+        futures = [self._pool.submit(task, brief=started.brief) for task in started.tasks]
+        self.waiting.append(Pending(started, futures, work.nbytes, self._pool if self._helps else None))
         self.nbytes += work.nbytes
 
-    def land(self) -> Iterator[Pending[Result]]:
+    def oldest(self) -> Iterator[Pending[Result]]:
         """Yields the oldest; its bytes are given back once the consumer asks for more."""
         pending = self.waiting.popleft()
         nbytes = pending.nbytes

@@ -20,7 +20,7 @@ from dist_restore.core.arrays import bytes_of
 from dist_restore.core.crc32c import extend
 from dist_restore.tf_internals import batched as grouped
 from dist_restore.tf_internals import host_memory
-from dist_restore.tf_internals.buffer_pool import Spares
+from dist_restore.tf_internals.buffer_pool import BufferPool
 from dist_restore.tf_internals.host_memory import HostBuffer
 from dist_restore.tf_internals.sharded import is_sharded, parts_of, rows_of, whole_of
 
@@ -106,7 +106,7 @@ class Assigner:
         variable: tf.Variable,
         buffer: HostBuffer,
         crc32c: int | None = None,
-        spares: Spares | None = None,
+        pool: BufferPool | None = None,
     ) -> tuple[int, ...]:
         """Assigns a value to all replicas of a variable on this worker.
 
@@ -115,7 +115,7 @@ class Assigner:
           buffer: holds a value of the variable's shape and dtype. Where it has a tensor, its memory becomes the
             variable's.
           crc32c: the checksum of the value's bytes, where it is known.
-          spares: gets the memory of the old value, where the buffer's became the variable's.
+          pool: gets the memory of the old value, where the buffer's became the variable's.
 
         Returns:
           The checksum that each local replica must have now; one for all where all hold the same.
@@ -130,14 +130,14 @@ class Assigner:
         # What strategy.extended.update does for a mirrored variable in cross-replica context: the same assignment to
         # each component, on its device. It costs 300 us a variable on two replicas, this 40.
         # tests/tf_internals/test_host_memory.py compares the two.
-        if spares is not None and buffer.tensor is not None:
-            spares.write(plain, buffer)
+        if pool is not None and buffer.tensor is not None:
+            pool.write(plain, buffer)
         else:
             for component in plain:
                 host_memory.write(component, tensor)
         return (crc,) * len(plain)
 
-    def assign_many(self, writes: Sequence[Write], spares: Spares | None = None) -> list[tuple[int, ...]]:
+    def assign_many(self, writes: Sequence[Write], pool: BufferPool | None = None) -> list[tuple[int, ...]]:
         """Assigns what `grouped.together` put together: for each replica in one call, where that can be.
 
         Returns:
@@ -147,7 +147,7 @@ class Assigner:
         arrays = [w.buffer.array for w in writes if w.buffer.tensor is None]
         if rows and len(arrays) == len(rows) and grouped.write(rows, arrays):
             return [(w.crc32c,) * len(row or ()) for w, row in zip(writes, rows, strict=True)]
-        return [self.assign(w.variable, w.buffer, w.crc32c, spares) for w in writes]
+        return [self.assign(w.variable, w.buffer, w.crc32c, pool) for w in writes]
 
     def _assign_whole(self, variable: tf.Variable, tensor: tf.Tensor, crc: int) -> tuple[int, ...]:
         with self._strategy.scope():

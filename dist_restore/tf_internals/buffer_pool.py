@@ -1,4 +1,4 @@
-"""Memory that variables have left, filled again with what others will hold; and mapped memory for what is too large.
+"""A pool of memory that variables have left, for what others will hold; and mapped memory for what is too large.
 
 The first touch of new memory is what a restore into large variables spends most of its time on: 0.15 to 0.8 s per GB,
 as large as its pages are (Zen 3, virtual machine), where reading the file takes 0.15. Every assignment leaves just
@@ -18,13 +18,13 @@ import tensorflow as tf
 from dist_restore.tf_internals import host_memory
 from dist_restore.tf_internals.host_memory import HostBuffer, Replacer
 
-# To win the memory of one old value takes six calls, 0.2 to 0.3 ms among threads that empty the caches; to touch new
-# memory of this size 0.15 to 0.8 ms. With 0.2 GB in tensors of 0.4 and 1.6 MB a restore took 0.16 s with all of them,
-# and 0.13 with none.
+# To reclaim the memory of one old value takes six calls, 0.2 to 0.3 ms among threads that empty the caches; to touch
+# new memory of this size 0.15 to 0.8 ms. With 0.2 GB in tensors of 0.4 and 1.6 MB a restore took 0.16 s with all of
+# them, and 0.13 with none.
 _LEAST = 1 << 20
 
 
-class _Left(msgspec.Struct, frozen=True):
+class _OldValue(msgspec.Struct, frozen=True):
     """A value that a variable has left; whether somebody else holds it is not known yet."""
 
     tensor: tf.Tensor
@@ -36,7 +36,7 @@ class _Left(msgspec.Struct, frozen=True):
         return self.elements * int(self.tensor.dtype.size)
 
 
-class Spares:
+class BufferPool:
     """Buffers of old memory, and new ones. For one thread.
 
     Args:
@@ -48,18 +48,18 @@ class Spares:
     def __init__(self, limit: int, mapped_above: int | None = None) -> None:
         self._limit, self._mapped_above = limit, mapped_above
         self._replacer = Replacer()
-        self._left: collections.deque[_Left] = collections.deque()
-        self._waiting: collections.deque[HostBuffer] = collections.deque()
+        self._old: collections.deque[_OldValue] = collections.deque()
+        self._free: collections.deque[HostBuffer] = collections.deque()
 
     def take(self, shape: Sequence[int], dtype: str) -> HostBuffer | None:
         """See `host_memory.new_buffer`; the memory may hold something already."""
         size = math.prod(shape)
-        if any(left.elements == size and left.dtype == dtype for left in self._left):
-            self._win()
-        for spare in self._waiting:
-            if spare.array.size == size and spare.tensor is not None and spare.tensor.dtype.name == dtype:
-                self._waiting.remove(spare)
-                return host_memory.reshaped(spare, shape)
+        if any(old.elements == size and old.dtype == dtype for old in self._old):
+            self._reclaim()
+        for free in self._free:
+            if free.array.size == size and free.tensor is not None and free.tensor.dtype.name == dtype:
+                self._free.remove(free)
+                return host_memory.reshaped(free, shape)
         return self._new(shape, dtype)
 
     def write(self, components: Sequence[tf.Variable], buffer: HostBuffer) -> None:
@@ -69,29 +69,29 @@ class Spares:
             host_memory.take_over(component, buffer.tensor)
         # The first one comes last: replicas which shared their memory have let it go then.
         if buffer.is_mapped:
-            self._settle(components, buffer)
+            self._write_mapped(components, buffer)
         elif _LEAST <= buffer.array.nbytes <= self._limit:
             self._keep(self._replacer.write(first, buffer.tensor))
         else:
             host_memory.take_over(first, buffer.tensor)
 
     @property
-    def _held(self) -> int:
+    def _nbytes(self) -> int:
         """Bytes that wait."""
-        return sum(left.nbytes for left in self._left) + sum(buffer.array.nbytes for buffer in self._waiting)
+        return sum(old.nbytes for old in self._old) + sum(buffer.array.nbytes for buffer in self._free)
 
     def _new(self, shape: Sequence[int], dtype: str) -> HostBuffer | None:
         is_large = self._mapped_above is not None and _nbytes(shape, dtype) > self._mapped_above
         mapped = host_memory.mapped_buffer(shape, dtype) if is_large and self._replacer.is_wanted else None
         return mapped or host_memory.new_buffer(shape, dtype)
 
-    def _settle(self, components: Sequence[tf.Variable], mapped: HostBuffer) -> None:
-        """Writes the first component, and moves the value from mapped memory to what it has left.
+    def _write_mapped(self, components: Sequence[tf.Variable], mapped: HostBuffer) -> None:
+        """Writes the first component, and moves the value from mapped memory to what the variable has left.
 
-        Where that cannot be won the variable keeps what was mapped, and TensorFlow copies it at its first update.
+        Where that cannot be reclaimed the variable keeps what was mapped, and TensorFlow copies it at its first update.
         """
         old = [self._replacer.write(components[0], mapped.tensor)]  # held by the list alone
-        buffer = self._replacer.win(old) if old[0] is not None else None
+        buffer = self._replacer.reclaim(old) if old[0] is not None else None
         if buffer is not None:
             np.copyto(buffer.array, mapped.array)
             for component in components:
@@ -100,18 +100,18 @@ class Spares:
     def _keep(self, tensor: tf.Tensor | None) -> None:
         if tensor is None:
             return
-        left = _Left(tensor, tensor.shape.num_elements(), tensor.dtype.name)
-        while self._held + left.nbytes > self._limit:
-            (self._waiting or self._left).popleft()
-        self._left.append(left)
+        old = _OldValue(tensor, tensor.shape.num_elements(), tensor.dtype.name)
+        while self._nbytes + old.nbytes > self._limit:
+            (self._free or self._old).popleft()
+        self._old.append(old)
 
-    def _win(self) -> None:
-        """Wins the memory of all values that were left: each takes 60 us right after another, and 280 by itself."""
-        while self._left:
-            tensors = [self._left.popleft().tensor]
-            buffer = self._replacer.win(tensors)
+    def _reclaim(self) -> None:
+        """Reclaims the memory of all values that were left: each takes 60 us right after another, and 280 by itself."""
+        while self._old:
+            tensors = [self._old.popleft().tensor]
+            buffer = self._replacer.reclaim(tensors)
             if buffer is not None:
-                self._waiting.append(buffer)
+                self._free.append(buffer)
 
 
 def _nbytes(shape: Sequence[int], dtype: str) -> int:

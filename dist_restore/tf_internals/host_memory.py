@@ -207,17 +207,17 @@ class Replacer:
         """Writes as the function `take_over` does.
 
         Returns:
-          The old value, for `win`. None where it was not in this host's memory, or where copies have been all that came
-          of old values.
+          The old value, for `reclaim`. None where it was not in this host's memory, or where copies have been all that
+          came of old values.
         """
-        # The probe is made here and not in `win`: the first one takes some ms, in which threads have things to read.
+        # The probe is made here and not in `reclaim`: the first one takes ms, in which threads have things to read.
         wanted = self.is_wanted and is_here(component) and self._probe(component.dtype) is not None
         share_memory(component)  # first of all, or the old value would be a copy
         old = _read(component.handle, component.dtype) if wanted else None
         write(component, tensor)
         return old
 
-    def win(self, tensors: list[tf.Tensor]) -> HostBuffer | None:
+    def reclaim(self, tensors: list[tf.Tensor]) -> HostBuffer | None:
         """The memory of the old value in the list, which is emptied; of a copy, where somebody else may hold it still.
 
         Returns:

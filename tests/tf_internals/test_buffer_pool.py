@@ -20,7 +20,7 @@ from dist_restore.engine.pipeline import Work
 from dist_restore.engine.reading import Values
 from dist_restore.targets.assigner import Assigner
 from dist_restore.tf_internals import host_memory
-from dist_restore.tf_internals.buffer_pool import Spares
+from dist_restore.tf_internals.buffer_pool import BufferPool
 from dist_restore.tf_internals.host_memory import _ENOUGH
 from memory import anonymous
 
@@ -50,22 +50,22 @@ def address(buffer: host_memory.HostBuffer) -> int:
     return buffer.array.ctypes.data
 
 
-def replace(variable: tf.Variable, spares: Spares, value: float = 7.0) -> int:
+def replace(variable: tf.Variable, pool: BufferPool, value: float = 7.0) -> int:
     """Assigns a value; returns where the old one lay."""
     place = host_memory.view(host_memory.plain_components(variable)[0]).ctypes.data
-    buffer = spares.take(variable.shape.as_list(), variable.dtype.name)
+    buffer = pool.take(variable.shape.as_list(), variable.dtype.name)
     buffer.array[...] = value
-    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, spares=spares)
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, pool=pool)
     return place
 
 
 @pytest.mark.parametrize("dtype", sorted(host_memory.DTYPES))
 def test_the_memory_of_an_old_value_becomes_the_next_buffer(dtype: str) -> None:
-    spares = Spares(1 << 30)
-    place = replace(tf.Variable(tf.zeros(SHAPE, dtype)), spares, 1.0)
+    pool = BufferPool(1 << 30)
+    place = replace(tf.Variable(tf.zeros(SHAPE, dtype)), pool, 1.0)
     if not tf.__version__.startswith("2.21."):
         pytest.skip(f"tried on TF 2.21, and this is {tf.__version__}")
-    buffer = spares.take(SHAPE, dtype)
+    buffer = pool.take(SHAPE, dtype)
     assert address(buffer) == place
     buffer.array[...] = 1
     second = tf.Variable(tf.zeros(SHAPE, dtype))
@@ -118,9 +118,9 @@ HOLDERS = [
 def test_memory_that_somebody_holds_is_never_filled_again(hold: Callable[[tf.Variable], object]) -> None:
     variable = tf.Variable(tf.fill(SHAPE, 3.0))
     held = hold(variable)
-    spares = Spares(1 << 30)
-    place = replace(variable, spares)
-    others = [spares.take(SHAPE, "float32") for _ in range(4)]
+    pool = BufferPool(1 << 30)
+    place = replace(variable, pool)
+    others = [pool.take(SHAPE, "float32") for _ in range(4)]
     assert place not in map(address, others)
     for other in others:
         other.array[...] = 9.0
@@ -136,32 +136,32 @@ def test_memory_that_belongs_to_an_array_of_somebody_is_never_filled_again() -> 
     variable = tf.Variable(tf.zeros(SHAPE))
     # What TensorFlow does for an aligned array where it is told nothing of who else uses it.
     variable.assign(ops.EagerTensor(array, None, tf.float32.as_datatype_enum), read_value=False)
-    spares = Spares(1 << 30)
-    replace(variable, spares)
-    assert address(spares.take(SHAPE, "float32")) != array.ctypes.data
+    pool = BufferPool(1 << 30)
+    replace(variable, pool)
+    assert address(pool.take(SHAPE, "float32")) != array.ctypes.data
 
 
 def test_what_is_freed_later_is_filled_again_later() -> None:
-    variable, spares = tf.Variable(tf.zeros(SHAPE)), Spares(1 << 30)
+    variable, pool = tf.Variable(tf.zeros(SHAPE)), BufferPool(1 << 30)
     held = variable.read_value()
-    place = replace(variable, spares)
-    assert address(spares.take(SHAPE, "float32")) != place
+    place = replace(variable, pool)
+    assert address(pool.take(SHAPE, "float32")) != place
     del held
-    again = replace(variable, spares)
+    again = replace(variable, pool)
     assert again != place
-    assert address(spares.take(SHAPE, "float32")) == again
+    assert address(pool.take(SHAPE, "float32")) == again
 
 
 @pytest.mark.parametrize("shape", [(400, 300), (120_000,), (1, 300, 1, 400)])
 def test_a_buffer_of_another_shape_takes_memory_of_the_same_size(shape: tuple[int, ...]) -> None:
-    spares = Spares(1 << 30)
-    place = replace(tf.Variable(tf.zeros(SHAPE)), spares)
-    buffer = spares.take(shape, "float32")
+    pool = BufferPool(1 << 30)
+    place = replace(tf.Variable(tf.zeros(SHAPE)), pool)
+    buffer = pool.take(shape, "float32")
     assert (address(buffer), buffer.array.shape) == (place, shape)
     buffer.array[...] = np.arange(120_000, dtype=np.float32).reshape(shape)
     variable = tf.Variable(tf.zeros(shape))
     Assigner(tf.distribute.get_strategy()).assign(variable, buffer)
-    del buffer, spares
+    del buffer, pool
     variable.assign_add(tf.ones(shape))
     np.testing.assert_array_equal(variable.numpy().ravel(), np.arange(1, 120_001, dtype=np.float32))
     assert host_memory.view(variable).ctypes.data == place, "updated in its place"
@@ -169,38 +169,38 @@ def test_a_buffer_of_another_shape_takes_memory_of_the_same_size(shape: tuple[in
 
 @pytest.mark.parametrize(("shape", "dtype"), [((300, 401), "float32"), (SHAPE, "int32"), ((300, 200), "float64")])
 def test_other_sizes_and_dtypes_get_new_memory(shape: tuple[int, ...], dtype: str) -> None:
-    spares = Spares(1 << 30)
-    place = replace(tf.Variable(tf.zeros(SHAPE)), spares)
-    buffer = spares.take(shape, dtype)
+    pool = BufferPool(1 << 30)
+    place = replace(tf.Variable(tf.zeros(SHAPE)), pool)
+    buffer = pool.take(shape, dtype)
     assert (buffer.array.shape, buffer.tensor.dtype.name) == (shape, dtype)
     assert address(buffer) != place
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(0, 0), (SIZE - 1, 0), (SIZE, 1), (3 * SIZE - 1, 2), (9 * SIZE, 4)])
 def test_no_more_than_the_limit_waits(limit: int, kept: int) -> None:
-    spares = Spares(limit)
+    pool = BufferPool(limit)
     variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(4)]
     buffers = [host_memory.new_buffer(SHAPE, "float32") for _ in variables]
-    places = {replace_with(v, b, spares) for v, b in zip(variables, buffers, strict=True)}
-    assert spares._held == kept * SIZE
-    found = [spares.take(SHAPE, "float32") for _ in range(8)]
+    places = {replace_with(v, b, pool) for v, b in zip(variables, buffers, strict=True)}
+    assert pool._nbytes == kept * SIZE
+    found = [pool.take(SHAPE, "float32") for _ in range(8)]
     assert len(places & set(map(address, found[:kept]))) == kept
-    assert spares._held == 0
+    assert pool._nbytes == 0
 
 
-def replace_with(variable: tf.Variable, buffer: host_memory.HostBuffer, spares: Spares) -> int:
+def replace_with(variable: tf.Variable, buffer: host_memory.HostBuffer, pool: BufferPool) -> int:
     place = host_memory.view(variable).ctypes.data
-    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, spares=spares)
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, pool=pool)
     return place
 
 
 def test_little_memory_is_not_worth_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    spares = Spares(1 << 30)
-    replace(tf.Variable(tf.zeros(SHAPE)), spares)
-    assert spares._held == 0
-    replace(tf.Variable(tf.zeros((1024, 256))), spares)
-    assert spares._held == 1 << 20
+    pool = BufferPool(1 << 30)
+    replace(tf.Variable(tf.zeros(SHAPE)), pool)
+    assert pool._nbytes == 0
+    replace(tf.Variable(tf.zeros((1024, 256))), pool)
+    assert pool._nbytes == 1 << 20
 
 
 @pytest.mark.parametrize("budget", [SIZE, 40 << 20, 256 << 20, 4 << 30])
@@ -213,13 +213,13 @@ def test_what_is_in_flight_and_what_waits_are_within_the_budget_together(
         limits.append(ahead)
         return original_stream(works, ahead, helps=helps)
 
-    def spares(limit: int, mapped_above: int | None) -> Spares:
+    def pool(limit: int, mapped_above: int | None) -> BufferPool:
         limits.append(limit)
-        return Spares(limit, mapped_above)
+        return BufferPool(limit, mapped_above)
 
     original_stream = assign_pass.stream
     monkeypatch.setattr(assign_pass, "stream", stream)
-    monkeypatch.setattr(assign_pass, "Spares", spares)
+    monkeypatch.setattr(assign_pass, "BufferPool", pool)
     path = tf.train.Checkpoint(weight=tf.Variable(tf.ones(SHAPE))).write(str(tmp_path / "ckpt"))
     live = tf.Variable(tf.zeros(SHAPE))
     DistributedRestorer(tf.train.Checkpoint(weight=live), memory_budget=budget, verify="checksum").restore(path)
@@ -230,12 +230,12 @@ def test_what_is_in_flight_and_what_waits_are_within_the_budget_together(
 
 def test_where_all_old_values_are_held_no_more_of_them_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = counted(monkeypatch, host_memory.Replacer, "_alone")
-    spares = Spares(1 << 30)
+    pool = BufferPool(1 << 30)
     variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(_ENOUGH + 2)]
     held = [variable.read_value() for variable in variables[:_ENOUGH]]
     for variable in variables:
-        replace(variable, spares)
-        spares.take(SHAPE, "float32")
+        replace(variable, pool)
+        pool.take(SHAPE, "float32")
     assert len(tried) == _ENOUGH
     assert all((tensor.numpy() == 0).all() for tensor in held)
     assert all((variable.numpy() == 7).all() for variable in variables)
@@ -246,7 +246,7 @@ def test_replicas_that_share_their_memory_leave_it_when_the_last_one_has_changed
     strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
     with strategy.scope():
         variable = tf.Variable(tf.zeros(SHAPE))
-    spares, assigner = Spares(1 << 30), Assigner(strategy)
+    pool, assigner = BufferPool(1 << 30), Assigner(strategy)
     first = host_memory.new_buffer(SHAPE, "float32")
     first.array[...] = 1.0
     place = address(first)
@@ -254,8 +254,8 @@ def test_replicas_that_share_their_memory_leave_it_when_the_last_one_has_changed
     del first
     second = host_memory.new_buffer(SHAPE, "float32")
     second.array[...] = 2.0
-    assigner.assign(variable, second, spares=spares)
-    again = spares.take(SHAPE, "float32")
+    assigner.assign(variable, second, pool=pool)
+    again = pool.take(SHAPE, "float32")
     assert address(again) == place
     again.array[...] = 3.0
     assert all((value.numpy() == 2.0).all() for value in variable.values)
@@ -287,7 +287,7 @@ def test_a_restore_changes_nothing_that_shared_memory_with_what_it_replaces(
 
 
 def test_who_reads_meanwhile_sees_the_old_value_or_the_new_one() -> None:
-    spares, assigner = Spares(1 << 30), Assigner(tf.distribute.get_strategy())
+    pool, assigner = BufferPool(1 << 30), Assigner(tf.distribute.get_strategy())
     variable, other = tf.Variable(tf.zeros(SHAPE)), tf.Variable(tf.zeros(SHAPE))
     stopped, mixed = threading.Event(), list[np.ndarray]()
 
@@ -304,9 +304,9 @@ def test_who_reads_meanwhile_sees_the_old_value_or_the_new_one() -> None:
         reader.start()
     for number in range(300):
         for target in (variable, other):
-            buffer = spares.take(SHAPE, "float32")
+            buffer = pool.take(SHAPE, "float32")
             buffer.array[...] = number
-            assigner.assign(target, buffer, spares=spares)
+            assigner.assign(target, buffer, pool=pool)
             del buffer
     stopped.set()
     for reader in readers:
@@ -326,52 +326,52 @@ def test_a_variable_that_was_updated_by_rows_is_restored_too(tmp_path: pathlib.P
         assert (live.numpy()[2] == 6.0).all()
 
 
-def test_old_values_are_won_together_when_one_of_their_size_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    won = counted(monkeypatch, host_memory.Replacer, "win")
-    spares = Spares(1 << 30)
+def test_old_values_are_reclaimed_together_when_one_of_their_size_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    reclaimed = counted(monkeypatch, host_memory.Replacer, "reclaim")
+    pool = BufferPool(1 << 30)
     variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(3)]
     buffers = [host_memory.new_buffer(SHAPE, "float32") for _ in variables]
-    places = {replace_with(v, b, spares) for v, b in zip(variables, buffers, strict=True)}
-    assert (spares._held, len(won)) == (3 * SIZE, 0)
-    spares.take((7,), "float32")
-    assert not won, "of no size that was left"
-    assert {address(spares.take(SHAPE, "float32")) for _ in range(3)} == places
-    assert len(won) == 3
+    places = {replace_with(v, b, pool) for v, b in zip(variables, buffers, strict=True)}
+    assert (pool._nbytes, len(reclaimed)) == (3 * SIZE, 0)
+    pool.take((7,), "float32")
+    assert not reclaimed, "of no size that was left"
+    assert {address(pool.take(SHAPE, "float32")) for _ in range(3)} == places
+    assert len(reclaimed) == 3
 
 
-# Memory that is lent.
+# Mapped memory.
 
 
-def restore_lent(variable: tf.Variable, strategy: tf.distribute.Strategy, value: float) -> tuple[int, list[int]]:
-    """Assigns a value through memory that is lent; gives where that is, and where the components were and are."""
+def restore_mapped(variable: tf.Variable, strategy: tf.distribute.Strategy, value: float) -> tuple[int, list[int]]:
+    """Assigns a value through mapped memory; gives where that is, and where the components were and are."""
     components = host_memory.plain_components(variable)
     before = [host_memory.view(c).ctypes.data for c in components]
-    spares = Spares(1 << 30, mapped_above=SIZE - 1)
-    buffer = spares.take(variable.shape.as_list(), variable.dtype.name)
+    pool = BufferPool(1 << 30, mapped_above=SIZE - 1)
+    buffer = pool.take(variable.shape.as_list(), variable.dtype.name)
     buffer.array[...] = value
     place = address(buffer)
-    Assigner(strategy).assign(variable, buffer, spares=spares)
-    assert spares._held == 0
+    Assigner(strategy).assign(variable, buffer, pool=pool)
+    assert pool._nbytes == 0
     return place, [*before, *(host_memory.view(c).ctypes.data for c in components)]
 
 
 @pytest.mark.parametrize("dtype", sorted(host_memory.DTYPES))
-def test_a_value_moves_from_lent_memory_to_what_its_variable_left(dtype: str) -> None:
+def test_a_value_moves_from_mapped_memory_to_what_its_variable_left(dtype: str) -> None:
     shape = (SIZE,)  # of at least so many bytes, whatever the dtype
     variable = tf.Variable(tf.zeros(shape, dtype))
-    lent, (before, after) = restore_lent(variable, tf.distribute.get_strategy(), 1.0)
+    mapped, (before, after) = restore_mapped(variable, tf.distribute.get_strategy(), 1.0)
     np.testing.assert_array_equal(variable.numpy(), np.ones(shape, variable.dtype.as_numpy_dtype))
     if tf.__version__.startswith("2.21."):
-        assert (after, lent != before) == (before, True)
+        assert (after, mapped != before) == (before, True)
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
-def test_all_replicas_leave_lent_memory(replicas: int) -> None:
+def test_all_replicas_leave_mapped_memory(replicas: int) -> None:
     strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
     with strategy.scope():
         variable = tf.Variable(tf.zeros(SHAPE))
-    lent, places = restore_lent(variable, strategy, 5.0)
-    assert lent not in places
+    mapped, places = restore_mapped(variable, strategy, 5.0)
+    assert mapped not in places
     assert all((value.numpy() == 5.0).all() for value in variable.values)
     with strategy.scope():
         variable.assign_add(tf.ones(SHAPE))
@@ -382,7 +382,7 @@ def test_all_replicas_leave_lent_memory(replicas: int) -> None:
 def test_a_value_never_moves_to_memory_that_somebody_holds(hold: Callable[[tf.Variable], object]) -> None:
     variable = tf.Variable(tf.fill(SHAPE, 3.0))
     held = hold(variable)
-    _, (before, after) = restore_lent(variable, tf.distribute.get_strategy(), 5.0)
+    _, (before, after) = restore_mapped(variable, tf.distribute.get_strategy(), 5.0)
     assert after != before
     assert (variable.numpy() == 5.0).all()
     if hold is holds_a_capsule:
@@ -390,11 +390,11 @@ def test_a_value_never_moves_to_memory_that_somebody_holds(hold: Callable[[tf.Va
     assert (np.asarray(held) == 3.0).all()
 
 
-def test_a_value_that_cannot_move_stays_in_lent_memory_and_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_memory.Replacer, "win", lambda self, tensors: None)
+def test_a_value_that_cannot_move_stays_in_mapped_memory_and_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory.Replacer, "reclaim", lambda self, tensors: None)
     variable = tf.Variable(tf.zeros(SHAPE))
-    lent, (_, after) = restore_lent(variable, tf.distribute.get_strategy(), 5.0)
-    assert after == lent
+    mapped, (_, after) = restore_mapped(variable, tf.distribute.get_strategy(), 5.0)
+    assert after == mapped
     gc.collect()
     held = variable.read_value()
     variable.assign_add(tf.ones(SHAPE))
@@ -402,15 +402,15 @@ def test_a_value_that_cannot_move_stays_in_lent_memory_and_is_right(monkeypatch:
     assert (variable.numpy() == 6.0).all()
 
 
-def test_lent_memory_goes_back_to_the_system() -> None:
+def test_mapped_memory_goes_back_to_the_system() -> None:
     shape, size = (4096, 4096), 64 << 20
     variable = tf.Variable(tf.zeros(shape))
     before = anonymous()
-    spares = Spares(1 << 30, mapped_above=size - 1)
-    buffer = spares.take(shape, "float32")
+    pool = BufferPool(1 << 30, mapped_above=size - 1)
+    buffer = pool.take(shape, "float32")
     buffer.array[...] = 5.0
     assert anonymous() - before > 0.9 * size
-    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, spares=spares)
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, pool=pool)
     del buffer
     host_memory.new_buffer((1,), "float32")  # TensorFlow lets arrays go when the next one comes
     assert anonymous() - before < 0.1 * size
@@ -424,31 +424,31 @@ def test_where_an_update_does_not_copy_what_is_held_no_old_memory_is_used(monkey
         return None if op == "ResourceScatterUpdate" else original(eager, op, *args)
 
     monkeypatch.setattr(pywrap_tfe, "TFE_Py_FastPathExecute", call)
-    variable, spares = tf.Variable(tf.fill(SHAPE, 3.0)), Spares(1 << 30)
+    variable, pool = tf.Variable(tf.fill(SHAPE, 3.0)), BufferPool(1 << 30)
     held = variable.read_value()
-    place = replace(variable, spares)
-    buffer = spares.take(SHAPE, "float32")
+    place = replace(variable, pool)
+    buffer = pool.take(SHAPE, "float32")
     assert address(buffer) != place
     buffer.array[...] = 9.0
     assert (held.numpy() == 3.0).all()
 
 
 def test_nothing_is_mapped_once_old_values_have_all_been_held() -> None:
-    spares = Spares(1 << 30, mapped_above=SIZE - 1)
+    pool = BufferPool(1 << 30, mapped_above=SIZE - 1)
     variables = [tf.Variable(tf.zeros(SHAPE)) for _ in range(_ENOUGH)]
     held = [variable.read_value() for variable in variables]
-    assert spares.take(SHAPE, "float32").is_mapped
+    assert pool.take(SHAPE, "float32").is_mapped
     for variable in variables:
-        replace(variable, spares)
-    assert not spares.take(SHAPE, "float32").is_mapped
+        replace(variable, pool)
+    assert not pool.take(SHAPE, "float32").is_mapped
     assert all((tensor.numpy() == 0).all() for tensor in held)
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_only_variables_that_leave_their_memory_are_lent_some(
+def test_only_variables_that_leave_their_memory_get_mapped_memory(
     plain: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lent = counted(monkeypatch, host_memory, "mapped_buffer")
+    mapped = counted(monkeypatch, host_memory, "mapped_buffer")
     prefix = tf.train.Checkpoint(weight=tf.Variable(tf.ones(SHAPE))).write(str(tmp_path / "ckpt"))
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
@@ -456,11 +456,11 @@ def test_only_variables_that_leave_their_memory_are_lent_some(
         live = tf.Variable(tf.zeros(SHAPE), synchronization=kind, aggregation=tf.VariableAggregation.MEAN)
     DistributedRestorer(tf.train.Checkpoint(weight=live), memory_budget=SIZE // 2).restore(prefix)
     assert (live.numpy() == 1).all()
-    assert bool(lent) == plain
+    assert bool(mapped) == plain
 
 
-@pytest.mark.parametrize(("lent", "limit"), [(True, 1 << 30), (False, 1 << 30), (False, 0)])
-def test_a_variable_that_copies_what_it_gets_takes_the_memory_all_the_same(lent: bool, limit: int) -> None:
+@pytest.mark.parametrize(("mapped", "limit"), [(True, 1 << 30), (False, 1 << 30), (False, 0)])
+def test_a_variable_that_copies_what_it_gets_takes_the_memory_all_the_same(mapped: bool, limit: int) -> None:
     variable = tf.Variable(tf.zeros(SHAPE))
     tf.nn.embedding_lookup(variable, [1, 2])  # from now on TensorFlow copies, until it is told not to
     place = host_memory.view(host_memory.plain_components(variable)[0]).ctypes.data
@@ -468,13 +468,13 @@ def test_a_variable_that_copies_what_it_gets_takes_the_memory_all_the_same(lent:
     own = host_memory.view(variable).ctypes.data
     assert own != place, "what was read before was a copy"
     tf.nn.embedding_lookup(variable, [1, 2])
-    spares = Spares(limit, mapped_above=SIZE - 1 if lent else None)
-    buffer = spares.take(SHAPE, "float32")
+    pool = BufferPool(limit, mapped_above=SIZE - 1 if mapped else None)
+    buffer = pool.take(SHAPE, "float32")
     buffer.array[...] = 5.0
     given = address(buffer)
-    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, spares=spares)
+    Assigner(tf.distribute.get_strategy()).assign(variable, buffer, pool=pool)
     del buffer
-    assert host_memory.view(variable).ctypes.data == (own if lent else given)
+    assert host_memory.view(variable).ctypes.data == (own if mapped else given)
     held = variable.read_value()
     variable.scatter_update(tf.IndexedSlices(tf.ones([1, SHAPE[1]]), tf.constant([4])))
     assert (held.numpy() == 5.0).all()
@@ -482,10 +482,10 @@ def test_a_variable_that_copies_what_it_gets_takes_the_memory_all_the_same(lent:
     assert (variable.numpy()[5] == 5.0).all()
 
 
-def test_one_variable_that_leaves_no_memory_is_enough_to_lend_none(
+def test_one_variable_that_leaves_no_memory_is_enough_to_map_none(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lent = counted(monkeypatch, host_memory, "mapped_buffer")
+    mapped = counted(monkeypatch, host_memory, "mapped_buffer")
     shape, size = (600, 400), 2 * SIZE  # stored it takes half, and is no small tensor all the same
     saved = {name: tf.Variable(tf.ones(shape, tf.float16)) for name in ("plain", "other")}
     prefix = tf.train.Checkpoint(**saved).write(str(tmp_path / "ckpt"))
@@ -501,4 +501,4 @@ def test_one_variable_that_leaves_no_memory_is_enough_to_lend_none(
     # Between what is stored and what it becomes.
     DistributedRestorer(tf.train.Checkpoint(**live), memory_budget=size * 3 // 4).restore(prefix)
     assert all((variable.numpy() == 1).all() for variable in live.values())
-    assert not lent
+    assert not mapped

@@ -21,7 +21,7 @@ from dist_restore.core.errors import RestoreError
 from dist_restore.core.phases import during
 from dist_restore.distribute.messaging.exchange import Exchange, Round
 from dist_restore.distribute.messaging.liveness import BrokenExchangeError, ticks
-from dist_restore.distribute.shared.schedule import FLIGHT, TRAILER, Part, Schedule, parts_by_round
+from dist_restore.distribute.shared.schedule import IN_FLIGHT, TRAILER, Part, Schedule, parts_by_round
 from dist_restore.engine.chunks import PIECE
 from dist_restore.engine.pipeline import Pending
 from dist_restore.engine.reading import Value, Values, buffer_for
@@ -66,7 +66,7 @@ class _Sharing:
         self._schedule, self._exchange, self._assign, self._seconds = schedule, exchange, assign, seconds
         self._outbox = _Outbox(schedule, rank, works)
         self._inboxes = [_Inbox(schedule, lane.owner) for lane in schedule.lanes if lane.owner != rank]
-        self._flight: collections.deque[Future[Round]] = collections.deque()
+        self._in_flight: collections.deque[Future[Round]] = collections.deque()
         self._error: BaseException | None = None
         self._stopped = False
 
@@ -74,12 +74,12 @@ class _Sharing:
         for number in range(self._schedule.rounds):
             self._start()
             # All workers look at a round when they have started so many after it: so all stop after the same one.
-            if number >= FLIGHT:
-                self._land()
+            if number >= IN_FLIGHT:
+                self._finish_oldest()
             if self._stopped:
                 break
-        while self._flight:
-            self._land()
+        while self._in_flight:
+            self._finish_oldest()
         if self._error is not None:
             raise self._error
         return not self._stopped
@@ -87,10 +87,10 @@ class _Sharing:
     def _start(self) -> None:
         bucket = np.empty(self._schedule.bucket, np.uint8)
         self._attempt(lambda: self._assign_any(self._outbox.fill(bucket)))
-        self._flight.append(self._exchange.start(failed=self._error is not None, bucket=bucket))
+        self._in_flight.append(self._exchange.start(failed=self._error is not None, bucket=bucket))
 
-    def _land(self) -> None:
-        future = self._flight.popleft()
+    def _finish_oldest(self) -> None:
+        future = self._in_flight.popleft()
         try:
             round_ = self._wait(future)
         except KeyboardInterrupt as error:

@@ -27,7 +27,7 @@ _CLUSTER, _SMALLEST_CLUSTER, _CLUSTERS_PER_SHARE = 1 << 20, 16 << 10, 32
 _ROUND = 16 << 20
 _SMALLEST_BUCKET = 64 << 10
 # Rounds under way at once: while one is assigned, others travel.
-FLIGHT = 4
+IN_FLIGHT = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def make_schedule(units: Sequence[Unit], readers: Sequence[int], world_size: int
 
 def bucket_size(world_size: int, memory_budget: int) -> int:
     """Bytes that each worker sends in a round: so that all rounds under way take half the budget at most."""
-    most = min(_ROUND, memory_budget // 2 // FLIGHT) // world_size
+    most = min(_ROUND, memory_budget // 2 // IN_FLIGHT) // world_size
     return max(most, _SMALLEST_BUCKET) // 4 * 4
 
 
