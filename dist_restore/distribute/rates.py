@@ -12,7 +12,7 @@ from dist_restore.checkpoints.reader import DirectSource, Source
 from dist_restore.distribute.messaging.exchange import Exchange
 from dist_restore.distribute.messaging.liveness import BrokenExchangeError, ticks
 from dist_restore.distribute.shared.schedule import IN_FLIGHT, bucket_size
-from dist_restore.engine.reading import locate
+from dist_restore.engine.located import locate
 from dist_restore.engine.units import Unit
 
 # Pieces of a sample; the first half is not counted: storage that is limited often lends a little first.

@@ -14,7 +14,7 @@ from dist_restore.distribute.communicator import Communicator
 from dist_restore.distribute.decisions import Measured, Reading
 from dist_restore.distribute.forecast import SLOWEST_EXCHANGE, Forecast, Load, Rates, best, forecast, is_fast, load_of
 from dist_restore.distribute.rates import exchange_rate, storage_rate
-from dist_restore.engine.reading import locate
+from dist_restore.engine.located import locate
 from dist_restore.engine.units import Unit
 
 _PHASE = "choose"

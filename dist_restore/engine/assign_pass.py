@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 
 from dist_restore.checkpoints.files.mounts import are_local
@@ -13,10 +12,12 @@ from dist_restore.engine.budget import Share
 from dist_restore.engine.check_pass import Checked
 from dist_restore.engine.chunks import release_scratch
 from dist_restore.engine.ledger import Ledger
-from dist_restore.engine.pipeline import stream
+from dist_restore.engine.pipeline import Work, stream
 from dist_restore.engine.prefetch import prefetched_work
-from dist_restore.engine.reading import LiveOf, Located, Value, locate, make_works
+from dist_restore.engine.read_task import ReadTask
+from dist_restore.engine.read_tasks import make_tasks
 from dist_restore.engine.units import Unit
+from dist_restore.engine.values import LiveOf, MakeBuffer, Values
 from dist_restore.tf_internals.buffer_pool import BufferPool
 
 
@@ -41,15 +42,11 @@ def assign_units(
     Raises:
       RestoreError: something failed half way; the message names the variables that had changed.
     """
-    # Quick where they are the same objects.
-    same = checked is not None and checked.units == units
-    located = checked.located if checked is not None and same else locate(units, source)
-    share = Share.of(located, memory_budget)
-    pool = BufferPool(share.pooled, share.alone if _all_leave_memory(located, share.alone, ledger) else None)
-    prefetched = checked.prefetched if checked is not None else None
-    first = [prefetched_work(prefetched) for item in located if prefetched is not None and item.unit is prefetched.unit]
-    rest = [item for item in located if prefetched is None or item.unit is not prefetched.unit]
-    works = itertools.chain(first, make_works(rest, source, live_of, pool.take))
+    if checked is None or checked.units != units:  # quick where they are the same objects
+        checked = Checked(units, make_tasks(units, source), None)
+    share = Share.of(checked.tasks, memory_budget)
+    pool = BufferPool(share.pooled, share.alone if _all_leave_memory(checked.tasks, share.alone, ledger) else None)
+    works = _works(checked, live_of, pool.take)
     # On storage behind a network a read may take long, and no signal is heard meanwhile.
     helps = are_local(source.index().paths)
     with ledger.accounting(), contextlib.closing(stream(works, share.ahead, helps=helps)) as results:
@@ -58,13 +55,23 @@ def assign_units(
     release_scratch()
 
 
-def _all_leave_memory(located: Sequence[Located], above: int, ledger: Ledger) -> bool:
+def _works(checked: Checked, live_of: LiveOf, make_buffer: MakeBuffer) -> Iterator[Work[Values]]:
+    """What was prefetched, and all else."""
+    prefetched = checked.prefetched
+    if prefetched is not None:
+        yield prefetched_work(prefetched)
+    for task in checked.tasks:
+        if prefetched is None or task is not prefetched.task:
+            yield task.load(live_of, make_buffer)
+
+
+def _all_leave_memory(tasks: Sequence[ReadTask], above: int, ledger: Ledger) -> bool:
     """Whether the variables of more than so many bytes do."""
-    large = [entry.target for item in located for entry in item.unit.entries if entry.bytes > above]
+    large = [entry.target for task in tasks for entry in task.entries if entry.bytes > above]
     return all(ledger.assigner.leaves_memory(ledger.handles[name]) for name in large)
 
 
-def _reading(results: Iterator[list[Value]]) -> Iterator[list[Value]]:
+def _reading(results: Iterator[Values]) -> Iterator[Values]:
     while True:
         with during("read"):
             values = next(results, None)

@@ -5,6 +5,7 @@ Knows where tensors lie, and that the ops of an entry act on each element by its
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -12,9 +13,16 @@ import numpy as np
 
 from dist_restore.checkpoints.reader import DirectSource, Stored
 from dist_restore.core import crc32c as checksum
+from dist_restore.core.arrays import bytes_of
 from dist_restore.core.dtypes import ITEM_SIZES
+from dist_restore.engine.chunks import require_checksum
+from dist_restore.engine.lossy import Lossy
+from dist_restore.engine.pipeline import Started, Work
+from dist_restore.engine.read_task import PlacedTask
 from dist_restore.engine.units import Unit
+from dist_restore.engine.values import LiveOf, MakeBuffer, Value, Values, buffer_for, transform
 from dist_restore.ops import numpy_dtype
+from dist_restore.tf_internals.host_memory import new_buffer
 
 # What is held of each tensor at a time, in bytes: of 100 checkpoints 100 MB.
 PIECE = 1 << 20
@@ -28,6 +36,44 @@ def is_piecewise(unit: Unit, places: Sequence[Stored] | None) -> bool:
         return False
     entry = unit.entries[0]
     return all(op.pointwise for op in entry.ops) and all(s.shape == entry.spec.shape for s in entry.source_specs)
+
+
+class PiecewiseTask(PlacedTask):
+    """See `is_piecewise`."""
+
+    def load(self, live_of: LiveOf, make_buffer: MakeBuffer = new_buffer) -> Work[Values]:
+        """See `ReadTask.load`."""
+        del live_of
+        return Work(cost_of(self._unit) + self._entry.bytes, functools.partial(self._start, make_buffer))
+
+    def _start(self, make_buffer: MakeBuffer) -> Started[Values]:
+        entry, buffer = self._entry, buffer_for(self._entry, make_buffer)
+        work = self._reading(buffer.array.reshape(-1))
+        return Started((work,), lambda: [Value(entry, buffer, checksum.extend(0, bytes_of(buffer.array)))])
+
+    def _check_values(self, unit: Unit, lossy: Lossy) -> Work[int]:
+        return Work(cost_of(unit), functools.partial(self._start_check, lossy))
+
+    def _start_check(self, lossy: Lossy) -> Started[int]:
+        work = self._reading(None)
+
+        def task() -> None:
+            with lossy.gathered(self._entry):
+                work()
+
+        return Started((task,), lambda: sum(r.spec.nbytes for r in self._unit.reads))
+
+    def _reading(self, out: np.ndarray | None) -> Callable[[], None]:
+        """What makes the target's elements in an array, or drops them, and checks each tensor as its bytes pass."""
+        unit, source = self._unit, self._direct
+        parts = Piecewise(unit, source, lambda arrays: transform(self._entry, arrays, source, None))
+
+        def work() -> None:
+            crcs = parts.run(out)
+            for read, place in zip(unit.reads, self._places, strict=True):
+                require_checksum(source, read.name, place, crcs[read.name])
+
+        return work
 
 
 class Piecewise:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from dist_restore.engine.chunks import PIECE
 from dist_restore.engine.pipeline import thread_count
-from dist_restore.engine.reading import Located, stored_size
+from dist_restore.engine.read_task import ReadTask
 
 # Two pieces per thread. TensorFlow's CPU allocator (2.21) gives no memory back to the system and cuts up what it gets
 # back, so that more in flight leaves more of it taken: with q/k/v fused, 1.3 GB once took 274 MB beyond the variables
@@ -35,11 +35,11 @@ class Share:
     alone: int
 
     @classmethod
-    def of(cls, located: Sequence[Located], memory_budget: int) -> Share:
-        """The share of each, for the units that are to be read."""
+    def of(cls, tasks: Iterable[ReadTask], memory_budget: int) -> Share:
+        """The share of each, for what is to be read."""
         ahead = min(memory_budget, USEFUL)
         left = memory_budget - ahead
-        table = int(_TABLE * sum(map(stored_size, located)))
+        table = int(_TABLE * sum(task.stored_size for task in tasks))
         # Twice as much may wait, so that a value of more than `ahead` can: 4 GB with fused tensors of 41 and 55 MB took
         # 806 MB beyond the variables with `ahead`, and 489 so.
         return cls(ahead, min(2 * ahead, left), max(ahead, left - table))

@@ -5,8 +5,9 @@ Knows sources and bytes; knows neither units nor variables.
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -78,6 +79,36 @@ def require_checksum(source: Source, name: str, stored: Stored, crc: int) -> Non
         "Something writes to the checkpoint, or the memory is faulty. Restore again with nothing else running.",
         names=(name,),
     )
+
+
+def in_pieces(
+    source: DirectSource, name: str, stored: Stored, data: np.ndarray | None
+) -> tuple[tuple[Callable[[], None], ...], Callable[[], int]]:
+    """Reads a tensor piece by piece.
+
+    Args:
+      source: the opened checkpoint.
+      name: of the tensor.
+      stored: its place.
+      data: takes its bytes; None to drop them.
+
+    Returns:
+      What threads do, in any order; and what compares the checksum once all of it is done, and returns it.
+    """
+    pieces = pieces_of(stored.size)
+    crcs = [0] * len(pieces)
+
+    def read(number: int) -> None:
+        begin, size = pieces[number]
+        out = scratch(stored.offset) if data is None else data[begin : begin + size]
+        crcs[number] = read_checked(source, name, begin, size, out)
+
+    def finish() -> int:
+        crc = joined_pieces(crcs, stored.size)
+        require_checksum(source, name, stored, crc)
+        return crc
+
+    return tuple(functools.partial(read, number) for number in range(len(pieces))), finish
 
 
 def pieces_of(size: int) -> list[tuple[int, int]]:

@@ -18,10 +18,15 @@ import numpy as np
 
 from dist_restore.checkpoints.reader import DirectSource, Stored
 from dist_restore.core import crc32c as checksum
+from dist_restore.core.arrays import bytes_of
 from dist_restore.core.dtypes import ITEM_SIZES
 from dist_restore.engine.chunks import BRIEF, PIECE, SCRATCH, joined, read_checked, require_checksum, scratch
+from dist_restore.engine.pipeline import Started, Work
+from dist_restore.engine.read_task import PlacedTask
 from dist_restore.engine.units import Unit
+from dist_restore.engine.values import LiveOf, MakeBuffer, Value, Values, buffer_for
 from dist_restore.ops import Concat, Stack
+from dist_restore.tf_internals.host_memory import new_buffer
 
 
 def is_joined(unit: Unit, places: Sequence[Stored] | None) -> bool:
@@ -32,6 +37,21 @@ def is_joined(unit: Unit, places: Sequence[Stored] | None) -> bool:
     names = tuple(read.name for read in unit.reads)
     is_same = all(spec.dtype == entry.spec.dtype for spec in entry.source_specs)
     return isinstance(entry.ops[0], Concat | Stack) and names == entry.sources and is_same
+
+
+class JoinedTask(PlacedTask):
+    """See `is_joined`."""
+
+    def load(self, live_of: LiveOf, make_buffer: MakeBuffer = new_buffer) -> Work[Values]:
+        """See `ReadTask.load`."""
+        del live_of
+        size = self._entry.bytes
+        return Work(size + min(size, SCRATCH), functools.partial(self._start, make_buffer))
+
+    def _start(self, make_buffer: MakeBuffer) -> Started[Values]:
+        entry, buffer = self._entry, buffer_for(self._entry, make_buffer)
+        joining = Joining(self._unit, self._places, self._direct, bytes_of(buffer.array))
+        return Started(joining.tasks, lambda: [Value(entry, buffer, joining.finish())], brief=joining.is_brief)
 
 
 class _Part(NamedTuple):

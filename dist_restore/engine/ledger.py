@@ -11,8 +11,8 @@ import tensorflow as tf
 from dist_restore.core.errors import RestoreError, WorkerError
 from dist_restore.core.phases import during, phase_of
 from dist_restore.core.progress import Progress
-from dist_restore.engine.reading import LiveOf, Value
 from dist_restore.engine.units import Unit
+from dist_restore.engine.values import LiveOf, Value
 from dist_restore.ops import Live
 from dist_restore.planning.entries import PlanEntry
 from dist_restore.targets.assigner import Assigned, Assigner, Write, checksum

@@ -7,45 +7,38 @@ and their values; knows no variables.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import msgspec
 
-from dist_restore.checkpoints.reader import Source
+from dist_restore.engine.direct import DirectTask
 from dist_restore.engine.pipeline import Started, Work
-from dist_restore.engine.reading import Located, Values, direct_work, is_direct, stored_size
-from dist_restore.engine.units import Unit
+from dist_restore.engine.read_task import ReadTask
+from dist_restore.engine.values import Values
 
 
 class Prefetched(msgspec.Struct, frozen=True):
     """A unit that the first pass has read and checked.
 
     Attributes:
-      unit: of the plan.
+      task: that reads it.
       values: of its entry; who assigns it empties the list.
     """
 
-    unit: Unit
+    task: DirectTask
     values: Values
 
 
-def worth_prefetching(located: Sequence[Located], above: int, limit: int) -> Located | None:
+def worth_prefetching(tasks: Iterable[ReadTask], above: int, limit: int) -> DirectTask | None:
     """The largest unit of more than `above` bytes and at most `limit` that is one tensor and becomes one variable."""
-    fitting = [item for item in located if above < stored_size(item) <= limit]
-    direct = [item for item in fitting if item.places and is_direct(item.unit)]
-    return max(direct, key=stored_size, default=None)
+    fitting = (task for task in tasks if isinstance(task, DirectTask) and above < task.stored_size <= limit)
+    return max(fitting, key=lambda task: task.stored_size, default=None)
 
 
-def prefetching_work(item: Located, source: Source, into: Values) -> Work[int]:
-    """Reads and checks a unit that is `worth_prefetching`; the result is how many bytes were read.
-
-    Args:
-      item: the unit.
-      source: the opened checkpoint.
-      into: gets the value.
-    """
-    work = direct_work(item, source)
-    return Work(work.nbytes, functools.partial(_start, work, into))
+def prefetching_work(prefetched: Prefetched) -> Work[int]:
+    """Reads and checks the unit, whose value the list gets; the result is how many bytes were read."""
+    work = prefetched.task.read()
+    return Work(work.nbytes, functools.partial(_start, work, prefetched.values))
 
 
 def _start(work: Work[Values], into: Values) -> Started[int]:
@@ -60,4 +53,4 @@ def _start(work: Work[Values], into: Values) -> Started[int]:
 
 def prefetched_work(prefetched: Prefetched) -> Work[Values]:
     """What has been read already, to be consumed first: nothing else takes memory before it is the variable's."""
-    return Work(prefetched.unit.entries[0].bytes, lambda: Started((), lambda: prefetched.values))
+    return Work(prefetched.task.nbytes, lambda: Started((), lambda: prefetched.values))

@@ -25,8 +25,9 @@ from dist_restore.core.gc_pause import uncollected
 from dist_restore.core.index import TargetIndex
 from dist_restore.core.options import Order, RestoreConfig, Unmatched, choice
 from dist_restore.engine.pipeline import stream
-from dist_restore.engine.reading import Value, locate, make_works
+from dist_restore.engine.read_tasks import load_all
 from dist_restore.engine.units import make_units
+from dist_restore.engine.values import Value
 from dist_restore.ops import Live
 from dist_restore.planning.entries import PlanEntry
 from dist_restore.planning.inverse_plan import inverse_of_plan
@@ -208,7 +209,7 @@ class CheckpointConverter:
         def live_of(entry: PlanEntry) -> Live:
             return functools.partial(template.read, template.keys[entry.target])
 
-        works = make_works(locate(make_units(plan.entries), source), source, live_of)
+        works = load_all(make_units(plan.entries), source, live_of)
         with contextlib.closing(stream(works, self._config.memory_budget // 4)) as results:
             for values in results:
                 while values:  # each is let go when it is written

@@ -25,7 +25,7 @@ from dist_restore.core import crc32c as checksum
 from dist_restore.core.errors import CheckpointCorruptError
 from dist_restore.engine.check_pass import check_sources
 from dist_restore.engine.pipeline import Started, Work, stream
-from dist_restore.engine.reading import locate, make_works
+from dist_restore.engine.read_tasks import load_all
 from dist_restore.engine.units import make_units
 from dist_restore.report.progress import progress
 
@@ -315,7 +315,7 @@ def test_the_stream_gives_what_reading_one_by_one_gives(tmp_path: pathlib.Path, 
     plan = dr.DistributedRestorer(tf.train.Checkpoint(**variables(VALUES))).plan(path)
     source = open_checkpoint(path)
     seen = {}
-    for values in stream(make_works(locate(make_units(plan.entries), source), source, no_live), budget):
+    for values in stream(load_all(make_units(plan.entries), source, no_live), budget):
         for value in values:
             array = value.buffer.array
             np.testing.assert_array_equal(array, source.read(value.entry.sources[0]))
@@ -344,10 +344,11 @@ def test_a_source_without_places_is_read_tensor_by_tensor(tmp_path: pathlib.Path
     plan = dr.DistributedRestorer(tf.train.Checkpoint(**variables(VALUES))).plan(path)
     source = Plain(open_checkpoint(path))
     with progress(0, False) as bar:
-        located = check_sources(make_units(plan.entries), source, bar, 1 << 20).located
-    assert all(item.places is None for item in located)
-    targets = [v.entry.target for values in stream(make_works(located, source, no_live), 1 << 20) for v in values]
-    assert targets == [e.target for item in located for e in item.unit.entries]
+        tasks = check_sources(make_units(plan.entries), source, bar, 1 << 20).tasks
+    assert all(item.places is None for task in tasks for item in task.located)
+    works = [task.load(no_live) for task in tasks]
+    targets = [v.entry.target for values in stream(works, 1 << 20) for v in values]
+    assert targets == [e.target for task in tasks for e in task.entries]
 
 
 @pytest.mark.parametrize("name", ["bool", "large", "several_pieces"])

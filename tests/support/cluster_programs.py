@@ -20,7 +20,7 @@ from cluster import describe
 from dist_restore import ops as transforms
 from dist_restore.checkpoints.tf.checkpoint import TfCheckpoint
 from dist_restore.distribute import read_mode as read_modes
-from dist_restore.engine import reading
+from dist_restore.engine import values as engine_values
 from dist_restore.ops.arithmetic import Scale
 from dist_restore.restore import agreement
 from dist_restore.restore import run as session
@@ -153,7 +153,7 @@ def restore_after_measuring(
 def restore_with_a_bad_memory(strategy: tf.distribute.Strategy, *, path: str, culprit: int) -> None:
     """One worker computes something else than the others."""
     checkpoint = build(strategy)
-    wrong = mock.patch.object(reading, "apply", lambda *args, **kwargs: transforms.apply(*args, **kwargs) + 1)
+    wrong = mock.patch.object(engine_values, "apply", lambda *args, **kwargs: transforms.apply(*args, **kwargs) + 1)
     with wrong if strategy.cluster_resolver.task_id == culprit else contextlib.nullcontext():
         _restorer(checkpoint, "every_worker", 60.0).restore(path)
 
@@ -223,7 +223,7 @@ _CALLS: dict[str, tuple[object, str]] = {
     "broadcast": (session.Decision, "unpack"),
     "agree": (agreement, "require_targets"),
     "read": (TfCheckpoint, "read_stored"),
-    "transform": (reading, "apply"),
+    "transform": (engine_values, "apply"),
     "assign": (Assigner, "assign_many"),
     "verify": (session, "verify_replicas"),
 }

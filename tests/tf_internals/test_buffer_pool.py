@@ -17,7 +17,7 @@ from tensorflow.python.framework import ops
 from dist_restore import DistributedRestorer
 from dist_restore.engine import assign_pass, budget
 from dist_restore.engine.pipeline import Work
-from dist_restore.engine.reading import Values
+from dist_restore.engine.values import Values
 from dist_restore.targets.assigner import Assigner
 from dist_restore.tf_internals import host_memory
 from dist_restore.tf_internals.buffer_pool import BufferPool

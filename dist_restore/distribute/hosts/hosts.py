@@ -28,8 +28,9 @@ from dist_restore.distribute.hosts.visibility import seeing_hosts
 from dist_restore.engine.budget import Limits
 from dist_restore.engine.ledger import Ledger, live_values
 from dist_restore.engine.pipeline import stream
-from dist_restore.engine.reading import LiveOf, is_copy, locate, make_works
+from dist_restore.engine.read_tasks import load_all
 from dist_restore.engine.units import Unit
+from dist_restore.engine.values import LiveOf, is_copy
 from dist_restore.ops import Live
 from dist_restore.planning.entries import PlanEntry
 from dist_restore.targets.assigner import Assigned, Assigner
@@ -155,7 +156,7 @@ class Remote:
             return
         receivers = dict(self._division.receivers)
         sender = Sender(self._placed, self._holdings, self._components, receivers, self._limits.seconds)
-        works = make_works(locate(sent, self._source), self._source, self._live_of(ledger))
+        works = load_all(sent, self._source, self._live_of(ledger))
         with contextlib.closing(stream(works, min(self._limits.memory_budget, _USEFUL))) as results:
             for values in results:
                 while values:

@@ -15,7 +15,7 @@ from dist_restore.distribute.hosts.functions import UNEXPECTED, Action, Kind, Pl
 from dist_restore.distribute.hosts.lanes import Step, gist, run_on_hosts
 from dist_restore.distribute.hosts.placement import Holding
 from dist_restore.engine.ledger import Ledger
-from dist_restore.engine.reading import Value
+from dist_restore.engine.values import Value
 from dist_restore.targets.assigner import Assigned, Assigner, checksum
 from dist_restore.tf_internals import host_memory
 from dist_restore.tf_internals.host_memory import HostBuffer

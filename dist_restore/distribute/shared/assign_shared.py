@@ -11,7 +11,8 @@ from dist_restore.distribute.shared.schedule import Schedule
 from dist_restore.engine.budget import USEFUL, Limits
 from dist_restore.engine.ledger import Ledger
 from dist_restore.engine.pipeline import stream_pending
-from dist_restore.engine.reading import LiveOf, locate, make_works
+from dist_restore.engine.read_tasks import load_all
+from dist_restore.engine.values import LiveOf
 
 
 def assign_shared(
@@ -32,7 +33,7 @@ def assign_shared(
       RestoreError: as `assign_units`.
     """
     units = schedule.lane(rank).units
-    works = make_works(locate(units, source), source, live_of) if source is not None else iter(())
+    works = load_all(units, source, live_of) if source is not None else iter(())
     with (
         ledger.accounting(),
         contextlib.closing(stream_pending(works, min(limits.memory_budget // 4, USEFUL))) as pending,

@@ -24,7 +24,7 @@ from dist_restore.distribute.messaging.liveness import BrokenExchangeError, tick
 from dist_restore.distribute.shared.schedule import IN_FLIGHT, TRAILER, Part, Schedule, parts_by_round
 from dist_restore.engine.chunks import PIECE
 from dist_restore.engine.pipeline import Pending
-from dist_restore.engine.reading import Value, Values, buffer_for
+from dist_restore.engine.values import Value, Values, buffer_for
 from dist_restore.planning.entries import PlanEntry
 
 Assign: TypeAlias = Callable[[Values], None]

@@ -10,8 +10,8 @@ import numpy as np
 
 from dist_restore.checkpoints.reader import Source
 from dist_restore.core.errors import RestoreError
-from dist_restore.engine.reading import Value, Values, read_whole, transform
 from dist_restore.engine.units import Unit
+from dist_restore.engine.values import Value, Values, read_whole, transform
 from dist_restore.planning.entries import PlanEntry
 from dist_restore.tf_internals.host_memory import HostBuffer
 

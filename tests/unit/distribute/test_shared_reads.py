@@ -18,8 +18,8 @@ from dist_restore.distribute.shared.rounds import share
 from dist_restore.distribute.shared.schedule import make_schedule
 from dist_restore.engine.chunks import PIECE
 from dist_restore.engine.pipeline import Pending, Started
-from dist_restore.engine.reading import Value, Values
 from dist_restore.engine.units import Unit, make_units
+from dist_restore.engine.values import Value, Values
 from dist_restore.planning.entries import PlanEntry, Status
 from dist_restore.tf_internals.host_memory import HostBuffer
 from fake_cluster import in_phase, run_workers
