@@ -19,7 +19,6 @@ import tensorflow as tf
 import build
 from dist_restore import DistributedRestorer
 from dist_restore.checkpoints.open import open_checkpoint
-from dist_restore.checkpoints.reader import Stored
 from dist_restore.core.errors import CheckpointCorruptError
 from dist_restore.engine import budget as budgets
 from dist_restore.engine.assign_pass import assign_units
@@ -33,6 +32,7 @@ from dist_restore.restore import run as session
 from dist_restore.targets.assigner import Assigner
 from dist_restore.tf_internals import host_memory
 from memory import anonymous
+from placed import Placed
 from places import IMPORTS
 
 SIZES = {"bias": 1000, "large": 3_000_000, "larger": 4_000_000, "kernel": 500_000}  # elements of float32
@@ -43,27 +43,10 @@ AHEAD = 8 << 20
 # Which one. Pure.
 
 
-class Places:
-    """A source that says where tensors lie, and is never read."""
-
-    bytes_read = 0
-
-    def __init__(self, sizes: dict[str, int] | None) -> None:
-        self._sizes = sizes
-
-    def read(self, *args: object) -> np.ndarray:
-        raise AssertionError("nothing is read")
-
-    index = identity = is_proof = check = close = read_stored = read_parts = read
-
-    def stored(self, name: str) -> Stored | None:
-        return Stored(0, 0, self._sizes[name], 1) if self._sizes is not None else None
-
-
 def chosen(rows: str, targets: str, above: int, limit: int, rules: object = None, *, placed: bool = True) -> str | None:
     units = make_units(build.plan(rows, targets, rules).entries)
     sizes = {read.name: read.spec.nbytes for unit in units for read in unit.reads}
-    found = worth_prefetching(make_tasks(units, Places(sizes if placed else None)), above << 10, limit << 10)
+    found = worth_prefetching(make_tasks(units, Placed(sizes if placed else {})), above << 10, limit << 10)
     return found and next(found.entries).target
 
 
