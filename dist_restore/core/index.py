@@ -191,7 +191,7 @@ class CheckpointIndex:
 
 
 class TargetVariable(msgspec.Struct, frozen=True, gc=False):
-    """One live variable, as everybody but `targets` and `assign` sees it.
+    """One live variable, as everybody but `targets` sees it.
 
     Attributes:
       name: canonical name.

@@ -1,7 +1,7 @@
 """Talking between workers: one interface, whatever the strategy.
 
 Every call is made by all workers in the same order. One of the two places that tell strategies apart (the
-other is `assign`). Knows bytes and ranks; knows no tensors.
+other is `targets/assigner`). Knows bytes and ranks; knows no tensors.
 """
 
 from __future__ import annotations

@@ -307,6 +307,9 @@ def _hint(
         name, (_, target) = next(reversed(decisions.missed.items()))
         close = nearest(target, targets.all_names())
         return f"It would map {name!r} to {target!r}. Nearest names in the model: {quote(close) or 'none'}."
+    if not (decisions.assigned or decisions.kept or decisions.dropped):
+        names = quote([n for n, _ in zip(sources.all_names(), range(3), strict=False)])
+        return f"It matches no name in {sources.side}, which has names such as {names}."
     return "Earlier rules took all that it matches. If it may match nothing, say optional = true."
 
 

@@ -88,6 +88,8 @@ def _advice(plan: RestorePlan) -> str:
     text = "\n".join(f"  {_short(line)}".rstrip() for line in shown).rstrip()
     title = _title(shown)
     keep = 'To let what nothing fills keep its present value, write keep rules or pass unmatched="keep".'
+    if all(entry.problem in (Problem.SHAPE, Problem.DTYPE) for entry in plan.problems):  # which the option leaves alone
+        keep = "To let such a variable keep its present value, write a keep rule for it."
     return f"{title}\n{text}{more}\n{keep}" if plan.suggestions else keep
 
 

@@ -1,4 +1,4 @@
-"""The public face: a restorer with its options checked. What it does is told in `session`."""
+"""The public face: a restorer with its options checked. What it does is told in `run`."""
 
 from __future__ import annotations
 

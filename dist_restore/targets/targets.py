@@ -46,7 +46,7 @@ class Targets:
 
     Attributes:
       index: what everybody may know.
-      handles: `(canonical name, variable)` in the order of the index; for `assign` alone.
+      handles: `(canonical name, variable)` in the order of the index; for `assigner` alone.
       objects: likewise, the tables and iterators that are restored by methods of their own.
       strategy: the strategy that the variables were created under.
     """

@@ -147,7 +147,10 @@ def _from_tables(tables: Mapping[str, object], origin: str) -> RuleSet:
         raise RuleError(f"{origin or 'The rules'}: unknown table {unknown[0]!r}; use [[rule]] and [slots].")
     found = RuleSet((), _slots(tables.get("slots", {})), origin)
     rules = []
-    for index, table in enumerate(sequence(tables.get("rule", ()))):
+    rules_read = tables.get("rule", ())
+    if isinstance(rules_read, Mapping):
+        raise RuleError(f"{origin or 'The rules'}: expected [[rule]], found [rule]: each rule begins with [[rule]].")
+    for index, table in enumerate(sequence(rules_read)):
         if not isinstance(table, Mapping):
             raise RuleError(f"{found.where(index)}: expected a [[rule]] table, found {type(table).__name__}.")
         rules.append(Rule.of(table, found.where(index)))

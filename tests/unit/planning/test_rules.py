@@ -409,3 +409,13 @@ def test_a_name_that_is_neither_says_which_there_are(monkeypatch: pytest.MonkeyP
         RuleSet.of("hf_berd")
     with pytest.raises(RuleError, match=r"'rules/hf_berd' cannot be read"):
         RuleSet.of("rules/hf_berd")
+
+
+def test_a_regular_expression_that_matches_nothing_says_what_there_is() -> None:
+    with pytest.raises(RuleError, match=r"matches no name in the checkpoint, which has names such as 'a/w'"):
+        plan("a/w 4", "b/w 4", '[[rule]]\nregex = true\nfrom = "z/(.*)"\nto = "b/\\\\1"')
+
+
+def test_a_single_rule_table_says_how_a_rule_begins() -> None:
+    with pytest.raises(RuleError, match=r"expected \[\[rule\]\], found \[rule\]"):
+        RuleSet.from_toml('[rule]\nfrom = "a"\nto = "b"')
