@@ -388,3 +388,65 @@ def test_numbered_state_is_not_guessed_at() -> None:
         assert not re.search(r"optimizer/vars/\d", reason)
         assert f'from = "optimizer/vars/<number>", to = "{slot(role)}"' in reason
         assert "3 of them have this shape" in reason and "optimizer.variables" in reason
+
+
+# ---- Averages as weights, and several optimizers ---------------------------------------------------------
+
+AVERAGED = A + MOMENTS + "average@model/a/w\n"
+FROM_AVERAGE = '[[rule]]\nfrom = "optimizer/average/model/a/w"\nto = "model/a/w"\n'
+FROM_RAW = '[[rule]]\nfrom = "optimizer/{role}/model/{rest}"\nto = "optimizer/{role}/model/{rest}"\n'
+
+
+def test_a_weight_that_is_filled_from_its_average_takes_no_moments_unasked() -> None:
+    done = plan(AVERAGED, AVERAGED, FROM_AVERAGE, keep=True)
+    assert entry(done, "model/a/w").sources == (slot("average"),)
+    assert not entry(done, slot("momentum")).sources
+    assert "to which no 'momentum' belongs" in entry(done, slot("momentum")).reason
+    assert f'or from = "{slot("momentum")}", to = "{slot("momentum")}"' in entry(done, slot("momentum")).reason
+    assert entry(done, slot("average")).sources == (slot("average"),)
+
+
+def test_a_pattern_says_that_the_moments_of_the_raw_weights_are_meant() -> None:
+    done = plan(AVERAGED, AVERAGED, FROM_AVERAGE + FROM_RAW)
+    assert {t: s for t, s in filled(done).items() if t != "model/a/w"} == {
+        slot(role): slot(role) for role in ("average", "momentum", "velocity")
+    }
+
+
+def test_a_pattern_says_which_optimizer_is_meant() -> None:
+    source = A + "momentum@model/a/w opt:first\nmomentum@model/a/w opt:second"
+    rule = '[[rule]]\nfrom = "second/{rest}"\nto = "optimizer/{rest}"'
+    done = plan(source, A + "momentum@model/a/w", rule)
+    assert filled(done)[slot("momentum")] == slot("momentum", optimizer="second")
+
+
+def test_a_slot_that_another_optimizer_has_is_offered() -> None:
+    source = A + B + "momentum@model/a/w\nmomentum@model/b/w opt:other"
+    done = plan(source, A + B + "momentum@model/a/w\nmomentum@model/b/w")
+    said = entry(done, slot("momentum", "model/b/w")).reason
+    assert 'To take that of another optimizer: from = "other/momentum/model/b/w"' in said
+    assert f'to = "{slot("momentum", "model/b/w")}"' in said
+
+
+def test_an_optimizer_without_slots_is_named_with_its_class() -> None:
+    done = classes("sgd", "sgd", source=A + "optimizer/iterations - int64", target=A + "momentum@model/a/w")
+    said = entry(done, slot("momentum")).reason
+    assert "the checkpoint's optimizer 'optimizer' (sgd) keeps no slots" in said
+
+
+def test_an_average_of_what_is_joined_is_seeded_from_no_single_tensor() -> None:
+    rules = '[[rule]]\nfrom = ["q", "k"]\nto = "qk"\nops = [{ concat = { axis = 0 } }]'
+    done = plan("q 2\nk 2\nmomentum@q\nmomentum@k", "qk 4\nmomentum@qk\naverage@qk", rules)
+    assert "It must begin as what its variable is" not in entry(done, slot("average", "qk")).reason
+
+
+def test_a_class_that_nothing_gives_away_is_called_by_its_name() -> None:
+    done = classes(":mine", "rmsprop", target=A + "velocity@model/a/w")
+    said = entry(done, slot("velocity")).reason
+    assert "class changed from unknown (named 'mine') to rmsprop" in said
+
+
+def test_new_elements_of_what_is_divided_by_may_not_be_zero() -> None:
+    rule = '[[rule]]\nfrom = "model/a/w"\nto = "model/a/w"\nops = [{ fit = { fill = "zeros" } }]'
+    done = classes("ftrl", "ftrl", A + "accumulator@model/a/w", "model/a/w 6\naccumulator@model/a/w", rule)
+    assert "by which this optimizer divides" in entry(done, slot("accumulator")).reason
