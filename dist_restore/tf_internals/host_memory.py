@@ -91,6 +91,7 @@ def mapped_buffer(shape: Sequence[int], dtype: str) -> HostBuffer | None:
         return None
     array = np.frombuffer(pages, kind, math.prod(shape)).reshape(shape)
     _ask_for_huge_pages(array)
+    context.context().ensure_initialized()
     tensor = framework_ops.EagerTensor(array, None, tf.as_dtype(dtype).as_datatype_enum)
     # Shared as long as it is aligned, which pages are.
     is_shared = tensor._numpy().ctypes.data == array.ctypes.data
@@ -105,6 +106,7 @@ def tensor_of(buffer: HostBuffer, dtype: tf.DType) -> tf.Tensor:
 def to_tensor(value: np.ndarray, dtype: tf.DType) -> tf.Tensor:
     """A tensor with memory of its own that holds the array's values."""
     if _PRIVATE and tf.executing_eagerly() and value.dtype != object:
+        context.context().ensure_initialized()  # it may be the first tensor of all
         # The tensor shares an aligned array's memory, so it gets a copy. 4 us; tf.convert_to_tensor, which copies too,
         # takes 17.
         return framework_ops.EagerTensor(np.array(value, order="C"), None, dtype.as_datatype_enum)

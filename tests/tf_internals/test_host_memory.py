@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import tensorflow as tf
 from dist_restore.targets.assigner import Assigner
 from dist_restore.tf_internals import host_memory
 from dist_restore.tf_internals.host_memory import HostBuffer
+from warm import run_script
 
 DTYPES = ["float32", "float64", "float16", "bfloat16", "int8", "int32", "int64", "bool", "complex64"]
 
@@ -163,3 +166,15 @@ def test_a_device_without_the_op_that_shares_memory_copies() -> None:
         handle = tf.constant(1.0)  # no resource, so the op refuses it
 
     host_memory.share_memory(Component())
+
+
+@pytest.mark.parametrize("make", ["to_tensor(np.ones(3, np.float32), tf.float32)", "mapped_buffer((3,), 'float32')"])
+def test_a_tensor_may_be_the_first_of_its_process(tmp_path: pathlib.Path, make: str) -> None:
+    script = tmp_path / "first.py"
+    script.write_text(
+        "import numpy as np, tensorflow as tf\n"
+        "from dist_restore.tf_internals.host_memory import mapped_buffer, to_tensor\n"
+        f"assert {make} is not None"
+    )
+    done = run_script([str(script)])
+    assert done.returncode == 0, done.stderr
