@@ -65,12 +65,12 @@ class _Start:
         """None where the checkpoint has no such optimizer, of the same class and without a step."""
         if not is_known(mine.family):
             return None
-        below = [t for t in sources.tensors if t.name.startswith(f"{name}/")]
-        if any(t.name_kind is AliasKind.POSITIONAL for t in below):
-            return None  # state of which nobody knows what it is
         theirs = next((o for o in sources.optimizers if o.name == name), None)
         if theirs is not None:
             return _Start(mine.family, True) if _same_class(mine, theirs) and is_unstepped(theirs, sources) else None
+        below = [t for t in sources.tensors if t.name.startswith(f"{name}/")]
+        if any(t.name_kind is AliasKind.POSITIONAL for t in below):
+            return None  # state of which nobody knows what it is
         # One of tf_keras, which has lists for its slots from the first step on, whatever its class.
         raw = {alias.name for t in below for alias in t.aliases}
         return _Start(mine.family, False) if f"{name}/_iterations" in raw else None
