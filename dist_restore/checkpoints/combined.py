@@ -60,6 +60,12 @@ class SeveralSources:
         """See `Source.index`."""
         return self._index
 
+    def forget_scene(self) -> None:
+        """See `Source.forget_scene`."""
+        self._index = self._index.without_scene()
+        for source in self._parts.values():
+            source.forget_scene()
+
     def identity(self) -> str:
         """See `Source.identity`."""
         lines = sorted(f"{name} {source.identity()}\n" for name, source in self._parts.items())

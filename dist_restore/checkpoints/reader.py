@@ -27,6 +27,9 @@ class Source(Protocol):
     def index(self) -> CheckpointIndex:
         """Names, shapes and dtypes of everything that is stored."""
 
+    def forget_scene(self) -> None:
+        """Gives back the memory of the object graph, which only planning looks at; `index()` is without it then."""
+
     def identity(self) -> str:
         """A hex digest that differs when the bytes of any tensor do: workers compare it, to see that all have one file.
 

@@ -11,6 +11,7 @@ import enum
 import functools
 import hashlib
 from collections.abc import Iterable
+from typing import TypeVar
 
 import msgspec
 
@@ -189,6 +190,11 @@ class CheckpointIndex:
         texts = _SpecTexts()
         return _fingerprint([f"{t.name}\0{texts.of(t.spec)}\0{t.key}\0{_slot_text(t.slot)}" for t in self.tensors])
 
+    def without_scene(self) -> CheckpointIndex:
+        """The same without the object graph, which only planning looks at: 15 MB for 50,000 variables."""
+        parts = tuple([Part(part.name, part.index.without_scene()) for part in self.parts])
+        return _with_fingerprint_of(self, dataclasses.replace(self, parts=parts, scene=None))
+
 
 class TargetVariable(msgspec.Struct, frozen=True, gc=False):
     """One live variable, as everybody but `targets` sees it.
@@ -265,6 +271,20 @@ class TargetIndex:
         """SHA-256 over names, shapes and dtypes; equal on all workers that built the same program."""
         texts, variables = _SpecTexts(), sorted(self.variables, key=lambda v: v.name)
         return _fingerprint([f"{v.name}\0{texts.of(v.spec)}\0{_slot_text(v.slot)}" for v in variables])
+
+    def without_scene(self) -> TargetIndex:
+        """The same without the object graph, which only planning looks at."""
+        return _with_fingerprint_of(self, dataclasses.replace(self, scene=None))
+
+
+_Index = TypeVar("_Index", CheckpointIndex, TargetIndex)
+
+
+def _with_fingerprint_of(known: _Index, index: _Index) -> _Index:
+    """Hands on what was computed of the same names: some 50 ms for 50,000."""
+    if "fingerprint" in vars(known):
+        vars(index)["fingerprint"] = known.fingerprint
+    return index
 
 
 def _slot_text(slot: Slot | None) -> str:

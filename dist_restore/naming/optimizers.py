@@ -170,8 +170,8 @@ def _single(groups: Mapping[_Key, Sequence[int]]) -> dict[_Key, int]:
 
 def state_of_keras_2(nodes: Sequence[Node]) -> Iterator[int]:
     """What optimizers of Keras 2 of the new style keep."""
-    for node in nodes:
-        edges = dict(node.edges) if len(node.edges) > 1 else {}  # most nodes have none
+    for node in [n for n in nodes if len(n.edges) > 1]:  # most nodes have none
+        edges = dict(node.edges)
         if edges.keys() >= keras2_slots.NEW_STYLE and "_trainable_variables" not in edges:
             own = {child for _, child in node.edges}
             yield from (child for name, child in nodes[edges["_variables"]].edges if child not in own)

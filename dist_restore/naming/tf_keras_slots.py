@@ -79,7 +79,7 @@ _SHARDED = "ShardedVariable"
 
 def is_legacy(edges: Iterable[str]) -> bool:
     """Whether these are the attributes of an optimizer of Keras 2 before 2.11."""
-    return set(edges) >= _LEGACY
+    return _LEGACY.issubset(edges)
 
 
 def read_slots(lists: Mapping[str, Sequence[State]], state: Sequence[State], owners: Owners) -> Reading:

@@ -87,6 +87,7 @@ class RestoreRun:
             targets, rules = self._find()
             decision, source = self._decide(path, given, targets, rules)
             source, said = self._agree(decision, given, targets, source)
+            targets = _forget_scenes(targets, source)
             units = make_units(decision.plan.entries)
             reading = self._choose(units, source, said)
             remote = self._other_hosts(units, source, targets)
@@ -340,6 +341,13 @@ def _require_eager() -> None:
             "A restore assigns variables at once, and cannot be a part of a graph: call plan(), restore() and apply() "
             "outside of tf.function and of tf.Graph, before the first training step."
         )
+
+
+def _forget_scenes(targets: Targets, source: Source | None) -> Targets:
+    """The plan is made: both object graphs go, 30 MB of 185 with 50,000 variables."""
+    if source is not None:
+        source.forget_scene()
+    return targets.without_scene()
 
 
 def _is_local(source: Source) -> bool:

@@ -56,6 +56,10 @@ class Targets:
     objects: tuple[tuple[str, object], ...]
     strategy: tf.distribute.Strategy
 
+    def without_scene(self) -> Targets:
+        """The same without the object graph, which only planning looks at."""
+        return dataclasses.replace(self, index=self.index.without_scene())
+
 
 def find_targets(root: Restorable, strategy: tf.distribute.Strategy | None = None) -> Targets:
     """Finds and names all variables below a live object. Called by all workers.

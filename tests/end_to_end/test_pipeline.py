@@ -23,6 +23,7 @@ from dist_restore.checkpoints.open import open_checkpoint
 from dist_restore.checkpoints.reader import Source
 from dist_restore.core import crc32c as checksum
 from dist_restore.core.errors import CheckpointCorruptError
+from dist_restore.core.graph import Scene
 from dist_restore.engine.check_pass import check_sources
 from dist_restore.engine.pipeline import Started, Work, stream
 from dist_restore.engine.read_tasks import load_all
@@ -349,6 +350,25 @@ def test_a_source_without_places_is_read_tensor_by_tensor(tmp_path: pathlib.Path
     works = [task.load(no_live) for task in tasks]
     targets = [v.entry.target for values in stream(works, 1 << 20) for v in values]
     assert targets == [e.target for task in tasks for e in task.entries]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_object_graphs_are_gone_before_weights_are_read(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, several: bool
+) -> None:
+    path = save(tmp_path, VALUES)
+    paths = {"one": path} if several else path
+    alive: list[int] = []
+
+    def checked(*args: object, **kwargs: object) -> object:
+        alive.append(sum(type(o) is Scene for o in gc.get_objects()))
+        return check_sources(*args, **kwargs)
+
+    monkeypatch.setattr("dist_restore.restore.run.check_sources", checked)
+    live = variables({n: blank(v) for n, v in VALUES.items()})
+    before = sum(type(o) is Scene for o in gc.get_objects())
+    dr.DistributedRestorer(tf.train.Checkpoint(**live)).restore(paths)
+    assert alive == [before]
 
 
 @pytest.mark.parametrize("name", ["bool", "large", "several_pieces"])

@@ -194,6 +194,19 @@ def test_a_large_tensor_is_read_once_in_place_and_reaches_every_replica(
         assert source.stored("big/kernel").crc32c is None
 
 
+def test_what_forgets_its_object_graph_is_read_as_before(path: pathlib.Path) -> None:
+    with opened(path) as source:
+        before = source.index()
+        names = [t.name for t in before.tensors]
+        values = {name: source.read(name) for name in names}
+        source.forget_scene()
+        assert source.index().scene is None
+        assert source.index().fingerprint == before.fingerprint
+        assert source.index() == before
+        for name in names:
+            np.testing.assert_array_equal(source.read(name), values[name])
+
+
 def test_a_file_that_was_cut_after_it_was_opened_is_refused(tmp_path: pathlib.Path) -> None:
     save_file({"big.kernel": np.ones((1500, 1000), np.float32)}, tmp_path / "cut.safetensors")
     with opened(tmp_path / "cut.safetensors") as source:

@@ -171,6 +171,10 @@ class ReaderSource:
         """See `Source.index`."""
         return self._index
 
+    def forget_scene(self) -> None:
+        """See `Source.forget_scene`."""
+        self._index = self._index.without_scene()
+
     def identity(self) -> str:
         """See `Source.identity`."""
         return self._identity

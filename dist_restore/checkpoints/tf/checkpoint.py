@@ -66,6 +66,10 @@ class TfCheckpoint:
         """Names, shapes and dtypes; parsed once, when the checkpoint was opened."""
         return self._index
 
+    def forget_scene(self) -> None:
+        """See `Source.forget_scene`."""
+        self._index = self._index.without_scene()
+
     def identity(self) -> str:
         """See `Source.identity`."""
         return self._bundle.identity

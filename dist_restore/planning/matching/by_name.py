@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from dist_restore.core.index import Alias, AliasKind, SourceTensor, TargetVariable
-from dist_restore.planning.matching.lists import Lists, rests_on_index, template_of_flat
+from dist_restore.planning.matching.lists import Lists, list_members, rests_on_index, template_of_flat
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
 from dist_restore.planning.matching.roots import PATH_KINDS, Alignment
 from dist_restore.planning.name_table import Side, own_names
@@ -68,21 +68,21 @@ def by_name(targets: Side[TargetVariable], sources: Side[SourceTensor], alignmen
 def _by_path(
     targets: Side[TargetVariable], sources: Side[SourceTensor], alignment: Alignment
 ) -> dict[str, Outcome] | None:
-    """The same where all have one name only, and the same ones: several times faster for 50,000 variables.
+    """The same where all have one name only, and lists are equal: several times faster for 50,000 variables.
 
     Returns:
       None where some name needs more than a look.
     """
     mine, theirs = targets.own_names(_SEMANTIC), alignment.names
     others = targets.own_names(PATH_KINDS) is not mine or _unique_flat(sources)
-    if alignment.moved or others or mine.keys() != theirs.keys():
+    if alignment.moved or others or list_members(mine.keys() ^ theirs.keys()):
         return None
     if any([name != target.name for name, target in mine.items()]) or any([len(own) != 1 for own in theirs.values()]):
         return None
-    found = {name: own[0] for name, own in theirs.items()}
+    found = {name: own[0] for name, own in theirs.items() if name in mine}
     if len({id(source) for source in found.values()}) != len(found):
         return None
-    return {name: Match(found[name], _EQUAL, name=name) for name in mine}
+    return {name: Match(found[name], _EQUAL, name=name) for name in mine if name in found}
 
 
 def _claims(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from build import checkpoint, entry, filled, plan, problems, program
+from dist_restore.core.index import SourceTensor, TargetVariable
 from dist_restore.planning.entries import Proof
+from dist_restore.planning.matching import by_name as by_name_module
 from dist_restore.planning.matching.by_name import by_name
 from dist_restore.planning.matching.lists import (
     Lists,
@@ -276,3 +280,31 @@ def test_of_names_that_disagree_only_those_below_other_roots_leave_the_graphs_a_
     assert isinstance(plain, Conflict) and not plain.of_roots
     roots = claimed("old/x/a 4\nold/x/b 5", "model/x/a 4 sem:model/x/b\nmodel/x/c 6")
     assert isinstance(roots, Conflict) and roots.of_roots
+
+
+# ---- The short way where all names are plain -------------------------------------------------------------
+
+_PLAIN_NAMES = st.lists(st.sampled_from(["a/w", "b/w", "c", "l/0/w", "l/1/w", "l/2/w", "k/0", "k/1"]), unique=True)
+
+
+@given(_PLAIN_NAMES, _PLAIN_NAMES)
+def test_plain_names_find_by_the_short_way_what_they_find_by_the_long_one(mine: list[str], other: list[str]) -> None:
+    ours, theirs = (named("\n".join(f"m/{n} 2" for n in names)) for names in (mine, other))
+    sides = Side(ours[0], ours[0]), Side(theirs[1], theirs[1])
+    alignment = align(ours[0], sides[1], ())
+    short = by_name(*sides, alignment)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(by_name_module, "_by_path", lambda *_: None)
+        assert by_name(*sides, alignment) == short
+
+
+def named(text: str) -> tuple[list[TargetVariable], list[SourceTensor]]:
+    return [*program(text).variables], [*checkpoint(text).tensors]
+
+
+def test_a_name_of_one_side_alone_does_not_bar_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_name_module, "_claims", None)  # the long way
+    ours, theirs = named("m/l/0/w 2\nm/l/1/w 2\nsave_counter -")[0], named("m/l/0/w 2\nm/l/1/w 2\nold 3")[1]
+    side = Side(theirs, theirs)
+    found = by_name(Side(ours, ours), side, align(ours, side, ()))
+    assert [*found] == ["m/l/0/w", "m/l/1/w"]
