@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from dist_restore.checkpoints.files.files import Seen
-from dist_restore.checkpoints.reader import DirectSource, ObjectSource, Source, Stored
+from dist_restore.checkpoints.reader import DirectSource, ObjectSource, SceneSource, Source, Stored
 from dist_restore.core.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
@@ -61,10 +61,11 @@ class SeveralSources:
         return self._index
 
     def forget_scene(self) -> None:
-        """See `Source.forget_scene`."""
+        """See `SceneSource.forget_scene`."""
         self._index = self._index.without_scene()
         for source in self._parts.values():
-            source.forget_scene()
+            if isinstance(source, SceneSource):
+                source.forget_scene()
 
     def identity(self) -> str:
         """See `Source.identity`."""

@@ -27,9 +27,6 @@ class Source(Protocol):
     def index(self) -> CheckpointIndex:
         """Names, shapes and dtypes of everything that is stored."""
 
-    def forget_scene(self) -> None:
-        """Gives back the memory of the object graph, which only planning looks at; `index()` is without it then."""
-
     def identity(self) -> str:
         """A hex digest that differs when the bytes of any tensor do: workers compare it, to see that all have one file.
 
@@ -102,6 +99,14 @@ class DirectSource(Source, Protocol):
 
         One call for many parts: a call for each costs 7 us of its thread's time, among threads that empty the caches.
         """
+
+
+@runtime_checkable
+class SceneSource(Source, Protocol):
+    """A `Source` with an object graph."""
+
+    def forget_scene(self) -> None:
+        """Gives back the memory of the object graph, which only planning looks at; `index()` is without it then."""
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from absl import logging
 
 from dist_restore.checkpoints.files.mounts import are_local
 from dist_restore.checkpoints.open import Paths, Resolved, open_checkpoint, resolve_path
-from dist_restore.checkpoints.reader import Source
+from dist_restore.checkpoints.reader import SceneSource, Source
 from dist_restore.core.errors import CheckpointNotFoundError, RestoreError
 from dist_restore.core.options import Order, Reads, RestoreConfig, Unmatched, Verify
 from dist_restore.core.phases import during
@@ -345,7 +345,7 @@ def _require_eager() -> None:
 
 def _forget_scenes(targets: Targets, source: Source | None) -> Targets:
     """The plan is made: both object graphs go, 30 MB of 185 with 50,000 variables."""
-    if source is not None:
+    if isinstance(source, SceneSource):
         source.forget_scene()
     return targets.without_scene()
 

@@ -67,7 +67,7 @@ class TfCheckpoint:
         return self._index
 
     def forget_scene(self) -> None:
-        """See `Source.forget_scene`."""
+        """See `SceneSource.forget_scene`."""
         self._index = self._index.without_scene()
 
     def identity(self) -> str:
