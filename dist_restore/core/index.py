@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -186,9 +187,14 @@ class CheckpointIndex:
 
     @functools.cached_property  # of some 100,000 names, and asked for in several phases
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes, dtypes and keys; equal for equal indexes wherever the files lie."""
+        """SHA-256 over names, shapes, dtypes and keys; equal for equal indexes wherever the files lie.
+
+        Of other names than the canonical ones, without their numbers, which Keras counts on in a process: what plans
+        say of the members of a list rests on these.
+        """
         texts = _SpecTexts()
-        return _fingerprint([f"{t.name}\0{texts.of(t.spec)}\0{t.key}\0{_slot_text(t.slot)}" for t in self.tensors])
+        rows = [f"{t.name}\0{texts.of(t.spec)}\0{t.key}\0{_slot_text(t.slot)}" for t in self.tensors]
+        return _fingerprint(rows, _other_names(self.tensors))
 
     def without_scene(self) -> CheckpointIndex:
         """The same without the object graph, which only planning looks at: 15 MB for 50,000 variables."""
@@ -268,9 +274,13 @@ class TargetIndex:
 
     @functools.cached_property  # of some 100,000 names, and asked for in several phases
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and dtypes; equal on all workers that built the same program."""
+        """SHA-256 over names, shapes and dtypes; equal on all workers that built the same program.
+
+        Of other names than the canonical ones without their numbers, as for a checkpoint.
+        """
         texts, variables = _SpecTexts(), sorted(self.variables, key=lambda v: v.name)
-        return _fingerprint([f"{v.name}\0{texts.of(v.spec)}\0{_slot_text(v.slot)}" for v in variables])
+        rows = [f"{v.name}\0{texts.of(v.spec)}\0{_slot_text(v.slot)}" for v in variables]
+        return _fingerprint(rows, _other_names(variables))
 
     def without_scene(self) -> TargetIndex:
         """The same without the object graph, which only planning looks at."""
@@ -304,6 +314,12 @@ class _SpecTexts:
         return text
 
 
-def _fingerprint(rows: Iterable[str]) -> str:
-    text = "".join([f"{row}\x01" for row in rows])
+def _other_names(items: Iterable[SourceTensor | TargetVariable]) -> str:
+    """Aliases and names of list members, without their numbers: `dense` is `dense_1` in the next model."""
+    names = ["\0".join([*[a.name for a in i.aliases], *i.members]) if i.aliases or i.members else "" for i in items]
+    return re.sub(r"_?[0-9]+", "", "\x01".join(names))
+
+
+def _fingerprint(rows: Iterable[str], others: str) -> str:
+    text = "".join([*(f"{row}\x01" for row in rows), others])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

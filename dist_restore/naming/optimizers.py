@@ -15,7 +15,7 @@ from dist_restore.core.graph import Node
 from dist_restore.naming import tf_keras_slots as keras2_slots
 from dist_restore.naming.optimizer_classes import KERAS_2, KERAS_3, LEGACY, settle, structure_of
 from dist_restore.naming.slot_roles import SHADOWS, family_of, role_of_edge, role_of_slot
-from dist_restore.naming.unlisted_slots import unlisted_slots
+from dist_restore.naming.unlisted_slots import owners_in_list, unlisted_slots
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -185,11 +185,12 @@ def _keras_optimizer(nodes: Sequence[Node], index: int, edges: Mapping[str, int]
     structure = structure_of(KERAS_3, edges)
     family = nodes[index].family or settle(family_of(label), structure)
     slots = [
-        (role_of_edge(edge), owners[position], child)
+        (role_of_edge(edge), known[position], child)
         for edge, container in nodes[index].edges
         if edge not in ("_variables", "_trainable_variables")
+        for known in [owners_in_list(nodes, container, owners)]
         for position, child in nodes[container].edges
-        if child in state and position in owners
+        if child in state and position in known
     ]
     slots += [*unlisted_slots(nodes, index, slots)]
     return OptimizerNode(index, label, family, tuple(slots), structure=structure)

@@ -1,4 +1,4 @@
-"""Slots that an optimizer of Keras 3 keeps in lists which its checkpoints do not show: up to Keras 3.9.
+"""Slots of Keras 3 whose lists do not say whose they are: they are not shown (up to Keras 3.9), or have some only.
 
 TensorFlow sees these lists empty, and all state in one list, `_variables`. A slot's name says whose it is and what:
 `adam/net_stem_kernel_momentum`. Slots of one role are in the order of what the optimizer trains. Pure.
@@ -46,6 +46,32 @@ def unlisted_slots(
     for role, slots in by_role.items():
         pairs = zip(owners, slots, strict=True) if role in complete else _by_name(slots, owners, called)
         yield from ((role, owner, slot) for (owner, _), (slot, _) in pairs)
+
+
+def owners_in_list(nodes: Sequence[Node], container: int, owners: Mapping[str, int]) -> Mapping[str, int]:
+    """Place in one list of slots -> the slot's owner.
+
+    Args:
+      nodes: the object graph.
+      container: the list.
+      owners: place in the list of what is trained -> owner; places are equal where there is a slot for each.
+    """
+    slots = {place: f"{_name(nodes, slot).partition('/')[2]}_" for place, slot in nodes[container].edges}
+    # Where a list has None for an owner, the others keep their places.
+    some = 0 < len(slots) < len(owners) and slots.keys() == {str(n) for n in range(len(slots))}
+    flat = {place: f"{_name(nodes, owner).replace('/', '_')}_" for place, owner in owners.items()}
+    if not some and all([place not in flat or slot.startswith(flat[place]) for place, slot in slots.items()]):
+        return owners
+    known = _single([(owner, flat[place]) for place, owner in owners.items()])
+    found = {place: known[name] for place, slot in slots.items() if (name := _longest_start(slot, known))}
+    told = len(found) == len(slots) == len({*found.values()})
+    return found if some or told else owners
+
+
+def _longest_start(slot: str, owners: Collection[str]) -> str:
+    """The longest of the names that a slot's begins with: `stem_kernel_` of `stem_kernel_momentum_`."""
+    ends = [place for place, letter in enumerate(slot, 1) if letter == "_"]
+    return next((slot[:end] for end in reversed(ends) if slot[:end] in owners), "")
 
 
 def _is_one_for_each(slots: Sequence[_Named], owners: Sequence[_Named]) -> bool:

@@ -25,8 +25,7 @@ _KERAS_INTERNAL = frozenset(
     "_losses_override _loss_ids _operations _operations_by_depth _nodes _nodes_by_depth _inbound_nodes "
     "_outbound_nodes _auto_config _call_context_args _call_has_context_arg call_signature_parameters "
     "_compile_metrics _compile_loss _loss_tracker _distribute_strategy _parent_path _build_shapes_dict "
-    "_saved_model_inputs_spec _saved_model_arg_spec _unconditional_checkpoint_dependencies _nested_inputs "
-    "_nested_outputs inputs outputs _inputs _outputs _inputs_struct _outputs_struct".split()
+    "_saved_model_inputs_spec _saved_model_arg_spec _unconditional_checkpoint_dependencies".split()
 )
 # The classes of these have names for their numbers (`layer_variables`).
 _LIBRARIES = frozenset({"keras", "tf_keras"})
@@ -128,8 +127,13 @@ def _plain_children(item: object) -> Iterator[tuple[str, object]]:
             # Somebody uses it as a list: nothing else leads to its layers.
             yield "_layers", vars(item).get("_layers")
         for name, value in vars(item).items():
-            if name not in _KERAS_INTERNAL and not name.startswith("_self_"):
+            if not name.startswith("_self_") and (name not in _KERAS_INTERNAL or _is_own(name, value)):
                 yield name, value
+
+
+def _is_own(name: str, value: object) -> bool:
+    """Whether a program has put layers into what Keras keeps metrics in."""
+    return name == "_metrics" and isinstance(value, list) and any(isinstance(v, keras.Layer) for v in value)
 
 
 def _in_order(members: Sequence[object]) -> list[object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import enum
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -59,9 +60,10 @@ def by_name(targets: Side[TargetVariable], sources: Side[SourceTensor], alignmen
     claims = _claims(targets, sources, alignment)
     found = {t.name: _judge(claims[t.name], alignment) for t in targets.open if t.name in claims}
     found.update(_shared_flat(targets, sources, claims, found))
-    _refuse_unequal_flat(found, claims, targets.open, sources)
+    families = _FlatFamilies(targets.open, sources)
+    _refuse_unequal_flat(found, claims, families)
     _refuse_shared(found, claims)
-    _refuse_unequal_lists(found, claims, _lists(targets, sources, alignment), targets.open)
+    _refuse_unequal_lists(found, claims, (_lists(targets, sources, alignment), families), targets.open)
     return found
 
 
@@ -138,28 +140,42 @@ def _match(claims: Sequence[_Claim]) -> Match:
 def _refuse_unequal_flat(
     found: dict[str, Outcome],
     claims: Mapping[str, Sequence[_Claim]],
-    targets: Sequence[TargetVariable],
-    sources: Side[SourceTensor],
+    families: _FlatFamilies,
 ) -> None:
     """Refuses what rests on a flattened name alone, where its family differs in number: numbers mislead there."""
-    if not _unique_flat(sources):
-        return
     flat = [n for n in found if n in claims and claims[n][-1].how is _How.FLAT]  # they come last
     weak = [n for n in flat if isinstance(found[n], Match) and all(c.how is _How.FLAT for c in claims[n])]
-    if not weak:
-        return
-    # A target has several such names where Keras counted the model's own name up: each counts once.
-    ours = collections.Counter(x for t in targets for x in {template_of_flat(a.name) for a in _flat_aliases(t.aliases)})
-    theirs = collections.Counter(template_of_flat(name) for name in _unique_flat(sources))
     for name in weak:
-        templates = sorted({template_of_flat(c.name) for c in claims[name]})
-        counts = [(ours[t], theirs[t]) for t in templates if ours[t] != theirs[t]]
+        counts = families.unequal(sorted(c.name for c in claims[name]))
         if counts and any(c.isdigit() for c in name):
             found[name] = Conflict(
                 (claims[name][0].source,),
                 f"the model holds {counts[0][0]} variables of this family and the checkpoint {counts[0][1]}, so one "
                 "was inserted or removed and equal numbers mislead",
             )
+
+
+class _FlatFamilies:
+    """How many variables of each family of flattened names there are on both sides."""
+
+    def __init__(self, targets: Sequence[TargetVariable], sources: Side[SourceTensor]) -> None:
+        self._targets, self._sources = targets, sources
+
+    @functools.cached_property
+    def _ours(self) -> Mapping[str, int]:
+        # A target has several such names where Keras counted the model's own name up: each counts once.
+        names = ({template_of_flat(a.name) for a in _flat_aliases(t.aliases)} for t in self._targets)
+        return collections.Counter(template for own in names for template in own)
+
+    @functools.cached_property
+    def _theirs(self) -> Mapping[str, int]:
+        return collections.Counter(template_of_flat(name) for name in _unique_flat(self._sources))
+
+    def unequal(self, names: Iterable[str]) -> list[tuple[int, int]]:
+        """The numbers on both sides of the families of these names, where they differ."""
+        templates = dict.fromkeys(template_of_flat(name) for name in names)
+        counts = [(self._ours.get(t, 0), self._theirs.get(t, 0)) for t in templates]
+        return [(mine, other) for mine, other in counts if mine != other]
 
 
 def _unique_flat(sources: Side[SourceTensor]) -> Mapping[str, SourceTensor]:
@@ -224,11 +240,16 @@ def _lists(targets: Side[TargetVariable], sources: Side[SourceTensor], alignment
 def _refuse_unequal_lists(
     found: dict[str, Outcome],
     claims: Mapping[str, Sequence[_Claim]],
-    lists: Lists,
+    places: tuple[Lists, _FlatFamilies],
     targets: Sequence[TargetVariable],
 ) -> None:
+    """Refuses what rests on an index in a list that is not the same on both sides."""
+    lists, families = places
     for target in () if lists.all_equal else targets:
         own = claims.get(target.name, ())
+        # What slots call it is no index, and enough where nobody was counted in or out.
+        if any(c.how is _How.FLAT and not families.unequal([c.name]) for c in own):
+            continue
         names = dict.fromkeys([target.name, *(c.name for c in own)])
         reason = next(filter(None, map(lists.unequal, names)), "")
         if reason:

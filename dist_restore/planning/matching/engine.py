@@ -37,7 +37,7 @@ from dist_restore.planning.matching.exchanged import (
 )
 from dist_restore.planning.matching.lists import rests_on_index
 from dist_restore.planning.matching.optimizer_state import TF1_STEP, OptimizerState
-from dist_restore.planning.matching.outcome import Match, Outcome
+from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
 from dist_restore.planning.matching.own_classes import refuse_misnamed
 from dist_restore.planning.matching.roots import Alignment, align
 from dist_restore.planning.matching.shared_slots import judge_shared
@@ -108,6 +108,11 @@ def _places(scene: Scene | None) -> Mapping[str, tuple[int, int]]:
     return {scene.names[node]: place for node, place in places.items() if node in scene.names}
 
 
+def _says_nothing(outcome: Outcome | None) -> bool:
+    """Whether nothing is known of a target but that an index in its name misleads."""
+    return outcome is None or (isinstance(outcome, Conflict) and outcome.of_indexes and not outcome.candidates)
+
+
 def _free(case: Case) -> list[SourceTensor]:
     taken = case.decisions.used.keys() | case.decisions.dropped.keys()
     return [t for t in case.sources.tensors if t.slot is None and t.name not in taken]
@@ -133,8 +138,8 @@ class _Hearing:
         named = by_name(self._mine, self._other, alignment)
         walked = self._walk(named, alignment)
         found = hear(self._open, mark_indexes(named, self._open, walked, self._called()), walked)
+        found |= self._by_list(found)
         if self._left(found):
-            found |= self._by_list(found)
             found |= by_number(Side(self._left(found), self._case.owned), self._free)
             paths = self._case.sources.scene is None
             found |= by_counter(self._open, found, self._unused(found), alignment, paths=paths)
@@ -222,7 +227,7 @@ class _Hearing:
         return lambda name: known(names.get(name, "").rpartition("/")[0])
 
     def _by_list(self, found: Mapping[str, Outcome]) -> dict[str, Outcome]:
-        left = frozenset(v.name for v in self._left(found))
+        left = frozenset(v.name for v in self._open if _says_nothing(found.get(v.name)))
         if not left:
             return {}
         ruled = {
@@ -230,5 +235,5 @@ class _Hearing:
         }
         free = frozenset(t.name for t in self._unused(found))
         full_names = self._full_names, self._their_full_names
-        known = {**found, **ruled}
+        known = {**{n: o for n, o in found.items() if n not in left}, **ruled}
         return by_optimizer_list(self._case.targets, self._case.sources, known, left, free, self._words, full_names)

@@ -35,21 +35,29 @@ class Walk:
         self.pairs: dict[int, tuple[int, How]] = {}
         self._taken: dict[int, int] = {}
         self.unclear: dict[int, Unclear] = {}
+        # What edges lead to on the other side for a node that has a partner already, over another edge.
+        self._others: list[tuple[int, int]] = []
         self._edges: collections.deque[tuple[int, int, How]] = collections.deque()
         self._rows: tuple[collections.deque[tuple[int, int, How]], ...] = tuple(collections.deque() for _ in How)
 
     def start(self, ours: int, theirs: int, how: How = How.CHOSEN) -> None:
         """Walks from two nodes that belong together."""
+        known = ours in self.pairs
         self._edges.append((ours, theirs, how))
         while self._edges or any(self._rows):
             if self._edges:
                 self._visit(*self._edges.popleft())
             else:
                 self._row(*next(row for row in self._rows if row).popleft())
+        for one, another in self._others if not known else ():
+            self._part(one, another)
+        self._others.clear()
         self.unclear = {v: u for v, u in self.unclear.items() if v not in self.pairs}
 
     def _visit(self, ours: int, theirs: int, how: How) -> None:
         if (ours in self.pairs and ours) or (theirs in self._taken and theirs):
+            if ours in self.pairs and theirs not in self._taken:
+                self._others.append((ours, theirs))
             return  # a root may be walked from again, under another name
         self.pairs[ours], self._taken[theirs] = (theirs, how), ours
         members = self._mine.members(ours, self._other.rows[theirs])
@@ -66,6 +74,18 @@ class Walk:
             pairs = pair_numbers(self._mine, self._other, ours, theirs)
             others |= {label: (child, max(how, own)) for label, child, own in pairs}
         self._edges += [(c, *others[label]) for label, c in self._mine.kids[ours] if label in others]
+
+    def _part(self, ours: int, other: int) -> None:
+        """Parts what has become one object of two of the checkpoint: which of them it is, nothing says."""
+        theirs = {*self._other.variables(other)}
+        if ours not in self.pairs or not theirs:
+            return
+        partner = self.pairs[ours][0]
+        found = Unclear((ours,), (partner, other), "two objects of the checkpoint are one in the program")
+        mine = [v for v in self._mine.variables(ours) if v in self.pairs and self.pairs[v][0] not in theirs]
+        for variable in mine if theirs - self._taken.keys() else ():
+            del self.pairs[variable]
+            self.unclear[variable] = found
 
     def _row(self, ours: int, theirs: int, how: How) -> None:
         members = [m for m in self._mine.members(ours, self._other.rows[theirs]) if m not in self.pairs]
