@@ -170,6 +170,23 @@ def test_a_list_inside_a_tuple_reads_its_own(tmp_path: pathlib.Path) -> None:
     assert_all_hold(new.optimizer.variables, values(old.optimizer.variables))
 
 
+# ---- Lists of variables ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_variables_whose_names_have_moved_in_it_is_refused(
+    tmp_path: pathlib.Path, kind: type[list[tf.Variable]]
+) -> None:
+    def program(order: str) -> tf.train.Checkpoint:
+        return tf.train.Checkpoint(vars=kind([tf.Variable(np.full(3, float(ord(n))), name=n) for n in order]))
+
+    path = save(program("abc"), tmp_path)
+    refuse(dr.AmbiguousMatchError, program("bca"), path)
+    same = program("abc")
+    restore(same, path)
+    assert [v.numpy()[0] for v in same.vars] == [97, 98, 99]
+
+
 # ---- Two networks that become one ------------------------------------------------------------------------
 
 

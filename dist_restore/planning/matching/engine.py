@@ -36,6 +36,7 @@ from dist_restore.planning.matching.exchanged import (
     refuse_exchanged,
 )
 from dist_restore.planning.matching.lists import rests_on_index
+from dist_restore.planning.matching.moved_members import refuse_moved_members
 from dist_restore.planning.matching.optimizer_state import TF1_STEP, OptimizerState
 from dist_restore.planning.matching.outcome import Conflict, Match, Outcome
 from dist_restore.planning.matching.own_classes import refuse_misnamed
@@ -163,7 +164,9 @@ class _Hearing:
         if other.by_layer:
             found = refuse_misnamed(found, mine)
             return refuse_exchanged(found, names_in_files(mine), names_in_files(other), in_files(self._words))
-        found = refuse_exchanged(found, self._full_names, self._their_full_names, in_full_names(self._words))
+        names = self._full_names, self._their_full_names
+        found = refuse_moved_members(found, *names, self._words)
+        found = refuse_exchanged(found, *names, in_full_names(self._words))
         if not (self._case.targets.optimizers and self._case.sources.optimizers):
             return found
         flat = flat_names_of(self._open), flat_names_of(self._free)

@@ -19,6 +19,7 @@ from dist_restore.planning.matching.exchanged import (
     names_in_files,
     refuse_exchanged,
 )
+from dist_restore.planning.matching.moved_members import refuse_moved_members
 from dist_restore.planning.matching.outcome import Conflict, Match
 from scenes import live, stored
 
@@ -95,3 +96,44 @@ def test_names_in_files_are_those_of_the_layers_above() -> None:
     assert names_in_files(live(BLOCKS).scene) == expected  # type: ignore[arg-type]
     found = names_in_files(stored(BLOCKS, by_layer=True).scene)  # type: ignore[arg-type]
     assert found == {"m/a/w": "net/x|y/w", "m/b/inner/w": "net/second/in/w", "m/loose": "net/loose"}
+
+
+# ---- Members of lists that have names themselves ---------------------------------------------------------
+
+
+def moved(ours: Mapping[str, str], theirs: Mapping[str, str], **pairs: str) -> dict[str, str]:
+    """Targets that are refused, and why."""
+    tensors = {name: SourceTensor(name, TensorSpec((4,), "float32")) for name in {*ours, *theirs}}
+    found = {name: Match(tensors[pairs.get(name.replace("/", "_"), name)], "place") for name in ours}
+    done = refuse_moved_members(found, ours, theirs, WORDS)
+    assert done.keys() == found.keys()
+    return {name: one.reason for name, one in done.items() if isinstance(one, Conflict)}
+
+
+def test_a_member_whose_name_has_another_place_in_the_checkpoints_list_is_refused() -> None:
+    done = moved({"l/0": "b", "l/1": "a", "l/2": "c"}, {"l/0": "a", "l/1": "b", "l/2": "c"})
+    assert done.keys() == {"l/0", "l/1"}
+    assert done["l/0"] == (
+        "its place in a list is that of 'l/0', which is called 'a' in the checkpoint; it is called 'b' itself, and so "
+        "is 'l/1' there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"l/0": "b", "l/1": "c"}, {"l/0": "a", "l/1": "c"}),  # a name that is new
+        ({"l/0": "b", "l/1": "c"}, {"l/0": "a", "l/1": "c", "k/0": "b"}),  # in another list
+        ({"l/0": "b"}, {"l/0": "a", "l/1": "b", "l/2": "b"}),  # twice there
+        ({"l/0": "b", "l/1": "b"}, {"l/0": "a", "l/1": "b"}),  # twice here
+        ({"l/0": "dense_1/w", "l/1": "dense/w"}, {"l/0": "dense/w", "l/1": "dense_1/w"}),  # counters
+        ({"m/a": "y", "m/b": "x"}, {"m/a": "x", "m/b": "y"}),  # attributes are names
+        ({"l/0": "", "l/1": "a"}, {"l/0": "a", "l/1": ""}),  # no names
+    ],
+)
+def test_members_that_names_do_not_find_elsewhere_are_left(ours: dict[str, str], theirs: dict[str, str]) -> None:
+    assert not moved(ours, theirs)
+
+
+def test_what_is_matched_with_the_member_of_its_name_is_left() -> None:
+    assert not moved({"l/0": "b", "l/1": "a"}, {"l/0": "a", "l/1": "b"}, l_0="l/1", l_1="l/0")
