@@ -56,6 +56,8 @@ def owners_in_list(nodes: Sequence[Node], container: int, owners: Mapping[str, i
       container: the list.
       owners: place in the list of what is trained -> owner; places are equal where there is a slot for each.
     """
+    if not nodes[container].edges:
+        return owners  # counters and rates are edges too
     slots = {place: f"{_name(nodes, slot).partition('/')[2]}_" for place, slot in nodes[container].edges}
     # Where a list has None for an owner, the others keep their places.
     some = 0 < len(slots) < len(owners) and slots.keys() == {str(n) for n in range(len(slots))}

@@ -61,7 +61,8 @@ def by_name(targets: Side[TargetVariable], sources: Side[SourceTensor], alignmen
     found = {t.name: _judge(claims[t.name], alignment) for t in targets.open if t.name in claims}
     found.update(_shared_flat(targets, sources, claims, found))
     families = _FlatFamilies(targets.open, sources)
-    _refuse_unequal_flat(found, claims, families)
+    if _unique_flat(sources):
+        _refuse_unequal_flat(found, claims, families)
     _refuse_shared(found, claims)
     _refuse_unequal_lists(found, claims, (_lists(targets, sources, alignment), families), targets.open)
     return found
